@@ -1,0 +1,34 @@
+// Module _cuda: the CUDA bodies as a table of function pointers. Knows neither torch nor arrays:
+// checks, allocation, device guard and stream are the host functions' (in _core).
+#include <cuda_runtime_api.h>
+#include <pybind11/pybind11.h>
+
+#include "bindings/cuda_kernels.h"
+
+namespace py = pybind11;
+
+namespace infoslice {
+namespace {
+
+const char* error_string(int cuda_error) {
+  return cudaGetErrorString(static_cast<cudaError_t>(cuda_error));
+}
+
+const CudaKernels kernels{error_string};
+
+int device_count() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+}  // namespace
+}  // namespace infoslice
+
+PYBIND11_MODULE(_cuda, module) {
+  using namespace infoslice;
+  module.doc() = "CUDA bodies of infoslice's ops; imports without a driver.";
+  module.attr("kernels") = py::capsule(&kernels, kCudaKernelsCapsule);
+  module.def("device_count", &device_count,
+             "CUDA devices that the runtime sees; 0 without a driver.");
+  module.attr("runtime_version") = CUDART_VERSION;
+}

@@ -1,0 +1,77 @@
+"""The native modules: loads ``_core`` and defines its ops in torch's namespace ``infoslice``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+try:
+    from infoslice import _core
+except ImportError as error:
+    raise ImportError(
+        "infoslice: the native module infoslice._core is missing or was built for another Python "
+        f"({error}); build it in the source directory: pip install -e ."
+    ) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["T", "BuildInfo", "build_info", "core", "refuse_grad", "torch_op"]
+
+#: What an op takes is what it gives: NumPy arrays or torch tensors.
+T = TypeVar("T", torch.Tensor, NDArray[Any])
+
+core = _core
+core.register_torch(os.path.join(os.path.dirname(torch.__file__), "lib"), torch.__version__)
+
+
+def torch_op(name: str) -> Callable[..., Any]:
+    """The torch operator ``infoslice::name``."""
+    op: Callable[..., Any] = getattr(torch.ops.infoslice, name).default
+    return op
+
+
+def refuse_grad(op: str, **tensors: object) -> None:
+    """Raise where autograd would need a gradient that ``op`` does not define.
+
+    Raises:
+        RuntimeError: a tensor requires grad while gradients are recorded.
+    """
+    if torch.is_grad_enabled():
+        for name, tensor in tensors.items():
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                raise RuntimeError(
+                    f"{op}: {name}: expected a tensor without gradient, got one that requires grad; "
+                    f"{op} defines no gradient: pass {name}.detach() or use torch.no_grad()"
+                )
+
+
+class BuildInfo(TypedDict):
+    """What ``build_info`` tells."""
+
+    version: str
+    compiler: str
+    compiler_flags: str
+    cpu_levels: list[str]
+    cpu_level: str
+    cuda: bool
+    cuda_architectures: list[str]
+    ops: list[str]
+    torch: str
+    numpy: str
+
+
+def build_info() -> BuildInfo:
+    """What was compiled, and what was chosen on this machine.
+
+    Returns:
+        ``version`` of infoslice; ``compiler`` and ``compiler_flags`` of the CPU kernels;
+        ``cpu_levels`` compiled and the ``cpu_level`` in use; whether the CUDA kernels were built
+        (``cuda``) and for which ``cuda_architectures``; the native ``ops``; the versions of
+        ``torch`` and ``numpy`` in use.
+    """
+    return BuildInfo(**core.build_info(), torch=torch.__version__, numpy=np.__version__)

@@ -1,0 +1,18 @@
+"""Which channels hang together: trace a model into groups of coupled channels."""
+
+from __future__ import annotations
+
+from infoslice.graph.capture import TraceError
+from infoslice.graph.channel_graph import ChannelGraph, ChannelGroup, ChannelSlice, SizeSlice
+from infoslice.graph.index_map import IndexMap
+from infoslice.graph.trace import trace
+
+__all__ = [
+    "ChannelGraph",
+    "ChannelGroup",
+    "ChannelSlice",
+    "IndexMap",
+    "SizeSlice",
+    "TraceError",
+    "trace",
+]

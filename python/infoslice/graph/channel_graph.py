@@ -1,0 +1,126 @@
+"""What ``trace`` returns: groups of channels that can only be removed together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from infoslice.graph.dims import Atom, Dim
+from infoslice.graph.index_map import IndexMap
+from infoslice.graph.walk import Role
+
+__all__ = ["ChannelGraph", "ChannelGroup", "ChannelSlice", "Signature", "SizeSlice"]
+
+
+@dataclass(frozen=True)
+class ChannelSlice:
+    """One axis of one parameter or buffer and where the group's channels lie along it."""
+
+    tensor: str
+    axis: int
+    index_map: IndexMap
+    module: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class SizeSlice:
+    """A number a module keeps (``num_features``, ...) that shrinks with the group.
+
+    Removing a channel takes ``index_map.run * index_map.repeat`` off it.
+    ``position`` is the place within a tuple (``normalized_shape``), None for a plain number.
+    """
+
+    module: str
+    attribute: str
+    position: int | None
+    index_map: IndexMap
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels coupled across layers: channel c of the group is removed everywhere or nowhere.
+
+    ``producers`` write the channels, ``consumers`` read them, ``followers`` carry them along
+    (normalisations, depthwise convolutions, PReLU, per-channel scales). ``renormalised`` names the
+    operators that compute statistics *across* the group's channels (layer norm): after a cut they
+    do so over the channels that are left, so that there slicing differs from zeroing.
+    """
+
+    name: str
+    channels: int
+    slices: tuple[ChannelSlice, ...]
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    followers: tuple[str, ...]
+    prunable: bool
+    reason: str
+    sizes: tuple[SizeSlice, ...] = ()
+    renormalised: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """A few lines of text: who is coupled, and why the group is left whole if it is."""
+        state = "prunable" if self.prunable else f"left whole: {self.reason}"
+        lines = [f"{self.name}: {self.channels} channels, {state}"]
+        for title, names in (
+            ("written by", self.producers),
+            ("read by", self.consumers),
+            ("carried by", self.followers),
+            ("renormalised by", self.renormalised),
+        ):
+            if names:
+                lines.append(f"  {title}: {', '.join(names)}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The captured operators with the predicted structure of every result, for checking copies."""
+
+    nodes: tuple[fx.Node, ...]
+    dims: Mapping[fx.Node, tuple[tuple[Dim, ...], ...]]
+    atoms: Mapping[str, Atom]
+
+
+@dataclass(frozen=True)
+class ChannelGraph:
+    """The channel groups of a traced model; see :func:`infoslice.trace`.
+
+    ``groups``: in execution order of the first producer, those left whole included.
+    ``layers``: module paths that hold the weights in use, in execution order of the first call.
+    ``whole``: module path -> reason, for everything left alone.
+    ``tensors``: parameter and buffer name -> (shape, dtype), each tied tensor once.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    layers: tuple[str, ...]
+    whole: Mapping[str, str]
+    tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+    inputs: Any = field(repr=False)
+    outputs: tuple[tuple[int, ...], ...] = field(repr=False)
+    signature: Signature = field(repr=False, compare=False)
+
+    def group(self, name: str) -> ChannelGroup:
+        """The group of that name. Raises ValueError if there is none."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        known = ", ".join(group.name for group in self.groups)
+        raise ValueError(f"ChannelGraph.group: argument name: expected one of {known}; got {name}")
+
+    @property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        """The groups that may be cut."""
+        return tuple(group for group in self.groups if group.prunable)
+
+    def describe(self) -> str:
+        """All groups, then all that is left whole, as text."""
+        lines = [group.describe() for group in self.groups]
+        if self.whole:
+            lines.append("left whole:")
+            lines.extend(f"  {path}: {reason}" for path, reason in self.whole.items())
+        return "\n".join(lines)

@@ -1,0 +1,107 @@
+"""Runs a pruned weightless copy and compares it with what the graph predicts, node by node.
+
+A reshape with a size written into the code, a branch on a channel count or a scale computed from
+one would make the smaller model fail or, worse, compute something else. So the copy must call the
+same operators with the same constants, and every result must have the predicted shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from infoslice.graph.capture import Capture, TraceError, capture
+from infoslice.graph.channel_graph import ChannelGraph, Signature
+from infoslice.graph.cuts import axis_cuts, new_shapes, set_sizes, size_cuts
+from infoslice.graph.dims import Atom, size
+from infoslice.graph.shell import Shell, build_shell
+from infoslice.graph.walk import module_path, operator_name, tensor_shapes
+
+__all__ = ["check_keep", "failing_groups"]
+
+# Operators that are told the sizes of their results; the results are compared instead.
+_TOLD_SIZES = frozenset(
+    "aten::" + name
+    for name in (
+        "view", "reshape", "_unsafe_view", "view_copy", "unflatten", "expand", "broadcast_to",
+        "layer_norm", "rms_norm", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full",
+        "repeat", "tile", "empty", "new_empty",
+    )
+)  # fmt: skip
+
+
+def check_keep(graph: ChannelGraph, model: nn.Module, keep: Mapping[str, Tensor]) -> str | None:
+    """What differs from the prediction when ``model`` keeps only these channels; None if nothing.
+
+    ``model`` may be a weightless copy itself; it is not changed.
+    """
+    shapes = {name: shape for name, (shape, _) in graph.tensors.items()}
+    shell = build_shell(model, new_shapes(axis_cuts(graph.groups, keep, shapes), shapes))
+    set_sizes(shell.module, size_cuts(graph.groups, keep, model))
+    return _run(graph, shell, {graph.signature.atoms[n]: k.numel() for n, k in keep.items()})
+
+
+def _run(graph: ChannelGraph, shell: Shell, kept: Mapping[Atom, int]) -> str | None:
+    try:
+        pruned = capture(shell, graph.inputs)
+    except TraceError as error:
+        return str(error.__cause__ or error).strip().partition("\n")[0]
+    return _difference(graph.signature, pruned, kept)
+
+
+def failing_groups(
+    graph: ChannelGraph, model: nn.Module, keep: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Group name -> what goes wrong, for the groups in ``keep`` that cannot be cut like this.
+
+    All groups are tried at once and halved where that fails, so that a healthy model costs one run.
+    """
+    failure = check_keep(graph, model, keep) if keep else None
+    if failure is None:
+        return {}
+    names = list(keep)
+    if len(names) == 1:
+        return {names[0]: failure}
+    half = len(names) // 2
+    failing = failing_groups(graph, model, {name: keep[name] for name in names[:half]})
+    failing |= failing_groups(graph, model, {name: keep[name] for name in names[half:]})
+    # Fine alone, wrong together: none of them can be trusted.
+    return failing or dict.fromkeys(names, failure)
+
+
+def _difference(signature: Signature, pruned: Capture, kept: Mapping[Atom, int]) -> str | None:
+    if len(signature.nodes) != len(pruned.nodes):
+        return f"calls {len(pruned.nodes)} operators instead of {len(signature.nodes)}"
+    order = {node: i for i, node in enumerate(signature.nodes)}
+    order_pruned = {node: i for i, node in enumerate(pruned.nodes)}
+    for before, after in zip(signature.nodes, pruned.nodes, strict=True):
+        where = f"{operator_name(before)} in '{module_path(before)}'"
+        called = before.op == "call_function"
+        if before.op != after.op or (called and before.target != after.target):
+            return f"calls {operator_name(after)} instead of {where}"
+        constants = _constants(before, order), _constants(after, order_pruned)
+        if called and constants[0] != constants[1]:
+            return f"{where} is given {constants[1]} instead of {constants[0]}"
+        expected = [tuple(size(d, kept) for d in dims) for dims in signature.dims.get(before, ())]
+        got = tensor_shapes(after.meta.get("val"))
+        if expected != got:
+            return f"{where} gives shapes {got} instead of {expected}"
+    return None
+
+
+def _constants(node: fx.Node, order: Mapping[fx.Node, int]) -> list[Any]:
+    """The arguments that must not change: everything but sizes, tensors by position."""
+    name = operator_name(node)
+    told = name in _TOLD_SIZES
+    result: list[Any] = []
+    for path, leaf in pytree.tree_flatten_with_path((tuple(node.args), dict(node.kwargs)))[0]:
+        if isinstance(leaf, fx.Node):
+            result.append(("node", order[leaf]))
+        elif type(leaf) is int and ((told and len(path) > 2) or "conv" in name):
+            continue  # a size within a list; the groups of a depthwise convolution
+        else:
+            result.append(leaf)
+    return result

@@ -1,0 +1,152 @@
+"""From the walked graph to channel groups, and to the list of what is left whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from infoslice.graph.channel_graph import ChannelGroup, ChannelSlice, SizeSlice
+from infoslice.graph.cuts import get_size
+from infoslice.graph.dims import Atom, Dim, atoms, index_maps, pin, size
+from infoslice.graph.walk import MULTIPLIER, SPATIAL, Use, Walk
+
+__all__ = ["build_groups", "left_whole"]
+
+_NEVER_CHANNELS = (SPATIAL, MULTIPLIER)
+
+
+def build_groups(walk: Walk, shell: nn.Module) -> tuple[tuple[ChannelGroup, ...], dict[str, Atom]]:
+    """Groups in order of their first producer, and the atom behind the name of each."""
+    sizes = _size_slices(walk, shell)  # may pin, hence first
+    _pin_what_no_map_can_say(walk)
+    uses: dict[tuple[str, int], list[Use]] = {}
+    for use in walk.uses:
+        uses.setdefault((use.tensor, use.axis), []).append(use)
+    slices: dict[Atom, list[ChannelSlice]] = {}
+    for tensor, value in walk.weights.items():
+        for axis, dim in enumerate(value.dims):
+            for atom, index_map in index_maps(dim) or ():
+                first = uses.get((tensor, axis), [Use(tensor, axis, "follow", _owner(tensor))])[0]
+                piece = ChannelSlice(tensor, axis, index_map, first.module, first.role)
+                slices.setdefault(atom, []).append(piece)
+    renormalised: dict[Atom, dict[str, None]] = {}
+    for where, dim in walk.renormalised:
+        for atom in atoms(dim):
+            renormalised.setdefault(atom, {})[where] = None
+
+    order = {use: i for i, use in reversed(list(enumerate(walk.uses)))}
+    drafts: list[tuple[int, Atom, list[Use]]] = []
+    for atom, listed in slices.items():
+        axes = dict.fromkeys((piece.tensor, piece.axis) for piece in listed)
+        of_atom = [use for axis in axes for use in uses.get(axis, ())]
+        of_atom.sort(key=order.__getitem__)
+        first_out = next((order[use] for use in of_atom if use.role == "out"), None)
+        if first_out is not None and atom.size > 1 and atom.reason not in _NEVER_CHANNELS:
+            drafts.append((first_out, atom, of_atom))
+    drafts.sort(key=lambda draft: draft[0])
+
+    groups: list[ChannelGroup] = []
+    named: dict[str, Atom] = {}
+    for _, atom, of_atom in drafts:
+        producers = _modules(of_atom, "out")
+        consumers = _modules(of_atom, "in")
+        carried = [*_modules(of_atom, "follow")]
+        carried += [piece.module for piece in slices[atom] if piece.role == "follow"]
+        name, copies = producers[0], 1
+        while name in named:  # one layer may write several groups, side by side
+            copies += 1
+            name = f"{producers[0]}#{copies}"
+        named[name] = atom
+        reason = atom.reason or ("" if consumers else "no layer reads these channels")
+        groups.append(
+            ChannelGroup(
+                name=name,
+                channels=atom.size,
+                slices=tuple(slices[atom]),
+                producers=producers,
+                consumers=consumers,
+                followers=tuple(m for m in dict.fromkeys(carried) if m not in producers),
+                prunable=not reason,
+                reason=reason,
+                sizes=tuple(sizes.get(atom, ())),
+                renormalised=tuple(renormalised.get(atom, ())),
+            )
+        )
+    return tuple(groups), named
+
+
+def _owner(tensor: str) -> str:
+    return tensor.rpartition(".")[0]
+
+
+def _modules(uses: Iterable[Use], role: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(use.module for use in uses if use.role == role))
+
+
+def _pin_what_no_map_can_say(walk: Walk) -> None:
+    for tensor, value in walk.weights.items():
+        for axis, dim in enumerate(value.dims):
+            if index_maps(dim) is None:
+                pin(dim, f"axis {axis} of {tensor} interleaves channels too deeply")
+
+
+def _size_slices(walk: Walk, shell: nn.Module) -> dict[Atom, list[SizeSlice]]:
+    """The module attributes that hold the length of a channel axis, by atom."""
+    known: dict[tuple[str, str, int | None], Dim] = {}
+    result: dict[Atom, list[SizeSlice]] = {}
+    for use in walk.sizes:
+        module = shell.get_submodule(use.module)
+        if get_size(module, use.attribute, use.position) != size(use.dim):
+            continue
+        key = (use.module, use.attribute, use.position)
+        if key in known:
+            if list(atoms(known[key])) != list(atoms(use.dim)):
+                reason = f"'{use.module}' keeps one {use.attribute} for several groups"
+                pin(known[key], reason)
+                pin(use.dim, reason)
+            continue
+        known[key] = use.dim
+        for atom, index_map in index_maps(use.dim) or ():
+            result.setdefault(atom, []).append(SizeSlice(*key, index_map))
+    return result
+
+
+def left_whole(
+    walk: Walk, groups: tuple[ChannelGroup, ...], shell: nn.Module, refused: Mapping[str, str]
+) -> dict[str, str]:
+    """Module path -> why its channels stay: layers in execution order, then modules never called.
+
+    ``refused``: tensor name -> reason, for tensors nobody may cut.
+    """
+    cut = {m for g in groups if g.prunable for m in (*g.producers, *g.followers)}
+    reasons: dict[str, str] = {}
+    for group in groups:
+        for module in (*group.producers, *group.followers):
+            reasons.setdefault(module, group.reason)
+    whole: dict[str, str] = {}
+    for layer in walk.layers:
+        if layer in cut:
+            continue
+        whole[layer] = reasons.get(layer) or _own_reason(walk, layer)
+    for path, module in shell.named_modules():
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        if own and path not in walk.layers and path not in cut:
+            names = [f"{path}.{name}" if path else name for name, _ in own]
+            never = "not called with these example inputs"
+            whole[path] = next((refused[name] for name in names if name in refused), never)
+    return whole
+
+
+def _own_reason(walk: Walk, layer: str) -> str:
+    """Of a layer that is in no group: the first reason found on its weights."""
+    found = [
+        atom.reason
+        for tensor, value in walk.weights.items()
+        if _owner(tensor) == layer
+        for dim in value.dims
+        for atom in atoms(dim)
+        if atom.reason
+    ]
+    telling = [reason for reason in found if reason not in _NEVER_CHANNELS]
+    return next(iter(telling), "a single channel")

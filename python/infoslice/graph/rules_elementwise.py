@@ -1,0 +1,78 @@
+"""Rules for operators that act on every entry alone, with broadcasting, and for factories."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from infoslice.graph.dims import Atom, Dim, size
+from infoslice.graph.walk import Result, Value, Walk, fresh, rule, shape_of
+
+__all__ = ["broadcast"]
+
+_NAMES = """
+abs neg sign square sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos
+atan sinh cosh tanh asinh acosh atanh erf erfc ceil floor round trunc frac sigmoid logit nan_to_num
+add sub rsub mul div true_divide floor_divide remainder fmod pow float_power atan2 hypot maximum
+minimum fmax fmin addcmul addcdiv lerp where clamp clip clamp_min clamp_max
+eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not
+isnan isinf isfinite masked_fill fill copy
+relu relu6 leaky_relu elu selu celu gelu silu mish hardtanh hardswish hardsigmoid hardshrink
+softshrink tanhshrink softplus softsign threshold log_sigmoid rrelu
+dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout
+clone contiguous detach detach_copy alias lift_fresh lift_fresh_copy to _to_copy type_as
+zeros_like ones_like full_like empty_like
+"""
+
+
+@rule(*(f"aten::{name}" for name in _NAMES.split()))
+def _pointwise(walk: Walk, node: fx.Node) -> Result:
+    dims = broadcast(walk, node, walk.inputs(node))
+    val = node.meta.get("val")
+    if isinstance(val, (tuple, list)):
+        return tuple(Value(dims) for _ in val)
+    source = walk.value(node.args[0])
+    if source is not None and len(node.all_input_nodes) == 1 and _IDENTITY.get(_base(node)):
+        return source  # still the weight itself
+    return Value(dims)
+
+
+# Operators whose result is the argument, entry by entry. A dtype or device change is not one of
+# them for weights: what is multiplied is then a computed tensor, yet the same entries.
+_IDENTITY = dict.fromkeys(
+    ("clone", "contiguous", "detach", "alias", "lift_fresh", "to", "_to_copy", "type_as"), True
+)
+
+
+def _base(node: fx.Node) -> str:
+    return str(node.target).removeprefix("aten.").partition(".")[0]
+
+
+def broadcast(walk: Walk, node: fx.Node, values: list[Value]) -> tuple[Dim, ...]:
+    """Axes aligned from the right; an axis of length 1 follows the others and binds nothing."""
+    rank = max((len(value.dims) for value in values), default=0)
+    out: list[Dim] = []
+    for position in range(-rank, 0):
+        present = [v.dims[position] for v in values if len(v.dims) >= -position]
+        wide = [dim for dim in present if size(dim) != 1]
+        for dim in wide[1:]:
+            walk.unify(node, wide[0], dim)
+        out.append(wide[0] if wide else Atom(1))
+    return tuple(out)
+
+
+@rule("aten::zeros", "aten::ones", "aten::full", "aten::new_zeros", "aten::new_ones",
+      "aten::new_full")  # fmt: skip
+def _constant(walk: Walk, node: fx.Node) -> Result:
+    """All entries are equal, so that any may go; whether the size follows is checked by a run."""
+    walk.baked = True
+    return fresh(node)
+
+
+@rule("aten::expand", "aten::broadcast_to", "aten::expand_as")
+def _expand(walk: Walk, node: fx.Node) -> Value:
+    x, shape = walk.tensor(node.args[0]), shape_of(node)
+    walk.baked = True
+    out: list[Dim] = [Atom(n) for n in shape[: len(shape) - len(x.dims)]]
+    for dim, length in zip(x.dims, shape[len(shape) - len(x.dims) :], strict=True):
+        out.append(dim if size(dim) == length else Atom(length))
+    return Value(tuple(out))

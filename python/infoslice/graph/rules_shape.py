@@ -1,0 +1,332 @@
+"""Rules for operators that rearrange, join, cut or fold axes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from infoslice.graph.dims import Atom, Dim, Prod, Sum, resolve, size, split_atom
+from infoslice.graph.walk import (
+    SPATIAL,
+    Result,
+    Value,
+    Walk,
+    argument,
+    fresh,
+    operator_name,
+    rule,
+    shape_of,
+)
+
+__all__: list[str] = []
+
+
+def _axes(argument_: Any, rank: int) -> list[int]:
+    """Axis numbers, non-negative; None or an empty list means all of them."""
+    if argument_ is None or argument_ == []:
+        return list(range(rank))
+    listed = argument_ if isinstance(argument_, (list, tuple)) else [argument_]
+    return [int(axis) % max(rank, 1) for axis in listed]
+
+
+# ---- order of axes
+
+
+def _reorder(x: Value, order: Sequence[int]) -> Value:
+    axes = tuple(x.axes[i] for i in order) if x.tensor is not None else ()
+    return Value(tuple(x.dims[i] for i in order), x.tensor, axes)
+
+
+@rule("aten::permute")
+def _permute(walk: Walk, node: fx.Node) -> Value:
+    x = walk.tensor(node.args[0])
+    return _reorder(x, _axes(argument(node, 1, "dims"), len(x.dims)))
+
+
+@rule("aten::t", "aten::numpy_T", "aten::mT", "aten::adjoint", "aten::transpose", "aten::swapaxes",
+      "aten::swapdims")  # fmt: skip
+def _transpose(walk: Walk, node: fx.Node) -> Value:
+    x = walk.tensor(node.args[0])
+    order = list(range(len(x.dims)))
+    name = operator_name(node).rstrip("_")
+    if name == "aten::numpy_T":
+        order.reverse()
+    elif name in ("aten::mT", "aten::adjoint") or (name == "aten::t" and len(order) == 2):
+        order[-2:] = order[:-3:-1]
+    elif name != "aten::t":
+        i, j = _axes([argument(node, 1, "dim0"), argument(node, 2, "dim1")], len(order))
+        order[i], order[j] = order[j], order[i]
+    return _reorder(x, order)
+
+
+@rule("aten::movedim", "aten::moveaxis")
+def _movedim(walk: Walk, node: fx.Node) -> Value:
+    x = walk.tensor(node.args[0])
+    rank = len(x.dims)
+    source = _axes(argument(node, 1, "source"), rank)
+    target = _axes(argument(node, 2, "destination"), rank)
+    place = dict(zip(target, source, strict=True))
+    others = iter(i for i in range(rank) if i not in source)
+    return _reorder(x, [place[i] if i in place else next(others) for i in range(rank)])
+
+
+# ---- folding
+
+
+_TOLD_NO_SIZE = ("aten::flatten", "aten::squeeze", "aten::unsqueeze", "aten::view_as",
+                 "aten::reshape_as")  # fmt: skip
+
+
+@rule("aten::view", "aten::reshape", "aten::_unsafe_view", "aten::view_copy", "aten::view_as",
+      "aten::reshape_as", "aten::flatten", "aten::unflatten", "aten::squeeze",
+      "aten::unsqueeze")  # fmt: skip
+def _view(walk: Walk, node: fx.Node) -> Result:
+    """Row-major regrouping: the factors of the input, outermost first, are dealt out again."""
+    x = walk.tensor(node.args[0])
+    if "dtype" in str(node.target):
+        return walk.unknown(node)
+    # Sizes that are written into the code rather than taken from the input break after a cut.
+    walk.baked |= operator_name(node) not in _TOLD_NO_SIZE
+    factors: list[Dim] = []
+    for dim in map(resolve, x.dims):
+        factors.extend(dim.factors if isinstance(dim, Prod) else (dim,))
+    factors = [factor for factor in factors if size(factor) != 1]
+    out: list[Dim] = []
+    for length in shape_of(node):
+        taken: list[Dim] = []
+        missing = length
+        while missing > 1:
+            factor = resolve(factors.pop(0)) if factors else Atom(1)
+            have = size(factor)
+            if missing % have == 0 and have > 1:
+                taken.append(factor)
+                missing //= have
+            elif have > 1 and have % missing == 0 and isinstance(factor, Atom):
+                outer, inner = split_atom(factor, (missing, have // missing), nested=True)
+                taken.append(outer)
+                factors.insert(0, inner)
+                missing = 1
+            else:
+                return walk.unknown(node, f"{walk.where(node)} regroups axes across channels")
+        out.append(taken[0] if len(taken) == 1 else Prod(tuple(taken)) if taken else Atom(1))
+    return Value(tuple(out))
+
+
+@rule("aten::repeat", "aten::tile")
+def _repeat(walk: Walk, node: fx.Node) -> Result:
+    x, shape = walk.tensor(node.args[0]), shape_of(node)
+    walk.baked = True
+    dims = [Atom(1)] * (len(shape) - len(x.dims)) + list(x.dims)
+    reason = f"number of repetitions in {walk.where(node)}"
+    return Value(
+        tuple(
+            dim if size(dim) == length else Prod((Atom(length // size(dim), reason), dim))
+            for dim, length in zip(dims, shape, strict=True)
+        )
+    )
+
+
+# ---- joining
+
+
+@rule("aten::cat", "aten::concat", "aten::concatenate")
+def _cat(walk: Walk, node: fx.Node) -> Result:
+    values = [walk.tensor(item) for item in node.args[0]]  # type: ignore[union-attr]
+    rank = len(shape_of(node))
+    if any(len(value.dims) != rank for value in values):
+        return walk.unknown(node)  # empty one-dimensional tensors of old
+    axis = _axes(argument(node, 1, "dim", 0), rank)[0]
+    for value in values[1:]:
+        for i in range(rank):
+            if i != axis:
+                walk.unify(node, values[0].dims[i], value.dims[i])
+    dims = list(values[0].dims)
+    dims[axis] = Sum(tuple(value.dims[axis] for value in values))
+    return Value(tuple(dims))
+
+
+@rule("aten::stack")
+def _stack(walk: Walk, node: fx.Node) -> Result:
+    values = [walk.tensor(item) for item in node.args[0]]  # type: ignore[union-attr]
+    rank = len(shape_of(node))
+    axis = _axes(argument(node, 1, "dim", 0), rank)[0]
+    for value in values[1:]:
+        for first, other in zip(values[0].dims, value.dims, strict=True):
+            walk.unify(node, first, other)
+    dims = list(values[0].dims)
+    dims.insert(axis, Atom(len(values), f"{walk.where(node)} makes an axis of its arguments"))
+    return Value(tuple(dims))
+
+
+@rule("aten::pad", "aten::constant_pad_nd", "aten::reflection_pad1d", "aten::reflection_pad2d",
+      "aten::reflection_pad3d", "aten::replication_pad1d", "aten::replication_pad2d",
+      "aten::replication_pad3d")  # fmt: skip
+def _pad(walk: Walk, node: fx.Node) -> Value:
+    x, amounts = walk.tensor(node.args[0]), list(argument(node, 1, "pad"))
+    dims, shape = list(x.dims), shape_of(node)
+    for i in range(len(amounts) // 2):
+        axis = len(dims) - 1 - i
+        if amounts[2 * i] or amounts[2 * i + 1]:
+            reason = f"{walk.where(node)} pads the axis"
+            walk.pin([dims[axis]], reason)
+            dims[axis] = Atom(shape[axis], reason)
+    return Value(tuple(dims))
+
+
+# ---- cutting: the axis that is cut stays whole, the others pass
+
+
+def _cut(walk: Walk, node: fx.Node, x: Value, axis: int, *, drop: bool = False) -> Result:
+    reason = f"{walk.where(node)} takes a part of the axis"
+    walk.pin([x.dims[axis]], reason)
+    result = fresh(node, reason)
+    if isinstance(result, Value):
+        return Value(_replaced(x.dims, axis, result.dims, drop))
+    assert isinstance(result, tuple)
+    return tuple(v and Value(_replaced(x.dims, axis, v.dims, drop)) for v in result)
+
+
+def _replaced(
+    dims: tuple[Dim, ...], axis: int, new: tuple[Dim, ...], drop: bool
+) -> tuple[Dim, ...]:
+    return (*dims[:axis], *(() if drop else (new[axis],)), *dims[axis + 1 :])
+
+
+@rule("aten::slice", "aten::narrow")
+def _slice(walk: Walk, node: fx.Node) -> Result:
+    x = walk.tensor(node.args[0])
+    axis = _axes(argument(node, 1, "dim", 0), len(x.dims))[0]
+    start, end = argument(node, 2, "start"), argument(node, 3, "end")
+    whole = operator_name(node) == "aten::slice" and start in (None, 0)
+    # ``x[:, 1:]`` slices axis 0 from 0 to the largest integer; ``x[:64]`` of 64 names a number.
+    if whole and (end is None or end > 2**62) and argument(node, 4, "step", 1) == 1:
+        return x
+    return _cut(walk, node, x, axis)
+
+
+@rule("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split",
+      "aten::unsafe_split", "aten::unsafe_chunk")  # fmt: skip
+def _split(walk: Walk, node: fx.Node) -> Result:
+    x = walk.tensor(node.args[0])
+    return _cut(walk, node, x, _axes(argument(node, 2, "dim", 0), len(x.dims))[0])
+
+
+@rule("aten::select")
+def _select(walk: Walk, node: fx.Node) -> Result:
+    x = walk.tensor(node.args[0])
+    axis = _axes(argument(node, 1, "dim", 0), len(x.dims))[0]
+    return _cut(walk, node, x, axis, drop=True)
+
+
+@rule("aten::unbind")
+def _unbind(walk: Walk, node: fx.Node) -> Result:
+    x = walk.tensor(node.args[0])
+    axis = _axes(argument(node, 1, "dim", 0), len(x.dims))[0]
+    return _cut(walk, node, x, axis, drop=True)
+
+
+@rule("aten::flip")
+def _flip(walk: Walk, node: fx.Node) -> Value:
+    x = walk.tensor(node.args[0])
+    reason = f"{walk.where(node)} reverses the axis"
+    dims = list(x.dims)
+    for axis in _axes(argument(node, 1, "dims"), len(dims)):
+        walk.pin([dims[axis]], reason)
+    return Value(tuple(dims))
+
+
+# ---- reductions: the reduced axes stay whole, the others pass
+
+
+@rule("aten::mean", "aten::sum", "aten::amax", "aten::amin", "aten::max", "aten::min", "aten::prod",
+      "aten::var", "aten::std", "aten::logsumexp", "aten::argmax", "aten::argmin", "aten::norm",
+      "aten::linalg_vector_norm", "aten::any", "aten::all", "aten::median")  # fmt: skip
+def _reduce(walk: Walk, node: fx.Node) -> Result:
+    """``max(x, y)`` of two tensors is entrywise and left to its own name, ``maximum``."""
+    values = walk.inputs(node)
+    position = 2 if operator_name(node) in ("aten::norm", "aten::linalg_vector_norm") else 1
+    named = argument(node, position, "dim")
+    if len(values) != 1 or isinstance(named, str):
+        return walk.unknown(node)
+    if isinstance(named, bool):  # std(x, unbiased): no axis named
+        named = None
+    x = values[0]
+    rank = len(x.dims)
+    reduced = _axes(named, rank)
+    walk.pin([x.dims[axis] for axis in reduced], f"{walk.where(node)} reduces the axis")
+
+    def left(shape: tuple[int, ...]) -> Value:
+        if len(shape) == rank:
+            return Value(tuple(Atom(1) if i in reduced else d for i, d in enumerate(x.dims)))
+        return Value(tuple(d for i, d in enumerate(x.dims) if i not in reduced))
+
+    val = node.meta["val"]
+    if isinstance(val, (tuple, list)):
+        return tuple(left(tuple(item.shape)) for item in val)
+    return left(tuple(val.shape))
+
+
+@rule("aten::softmax", "aten::_softmax", "aten::log_softmax", "aten::_log_softmax",
+      "aten::cumsum", "aten::cumprod", "aten::glu", "aten::sort", "aten::topk",
+      "aten::roll")  # fmt: skip
+def _along_axis(walk: Walk, node: fx.Node) -> Result:
+    """Operators that mix the entries along one axis; sort and topk default to the last."""
+    name = operator_name(node)
+    x = walk.tensor(node.args[0])
+    position = 2 if name in ("aten::topk", "aten::roll") else 1
+    named = argument(node, position, "dims" if name == "aten::roll" else "dim")
+    if not x.dims or isinstance(named, str):
+        return walk.unknown(node)
+    if named is None and name != "aten::roll":
+        named = -1
+    axes = _axes(named, len(x.dims))
+    reason = f"{walk.where(node)} mixes the entries of the axis"
+    walk.pin([x.dims[axis] for axis in axes], reason)
+
+    def result(shape: tuple[int, ...]) -> Value:
+        return Value(
+            tuple(Atom(shape[i], reason) if i in axes else d for i, d in enumerate(x.dims))
+        )
+
+    val = node.meta["val"]
+    if isinstance(val, (tuple, list)):
+        return tuple(result(tuple(item.shape)) for item in val)
+    return result(tuple(val.shape))
+
+
+# ---- pooling and resampling: trailing axes change, batch and channel axes pass
+
+
+def _trailing(walk: Walk, node: fx.Node, *, count: int) -> Result:
+    x = walk.tensor(node.args[0])
+    walk.pin(x.dims[-count:], SPATIAL)
+    val = node.meta["val"]
+    items = val if isinstance(val, (tuple, list)) else (val,)
+    made = tuple(
+        Value((*x.dims[:-count], *(Atom(n, SPATIAL) for n in item.shape[-count:])))
+        for item in items
+    )
+    return made if isinstance(val, (tuple, list)) else made[0]
+
+
+def _register_trailing() -> None:
+    for count in (1, 2, 3):
+        names = [
+            f"aten::{kind}{count}d"
+            for kind in (
+                "max_pool", "avg_pool", "adaptive_avg_pool", "_adaptive_avg_pool",
+                "adaptive_max_pool", "upsample_nearest_exact", "_upsample_nearest_exact",
+                "upsample_nearest",
+            )
+        ] + [f"aten::max_pool{count}d_with_indices"]  # fmt: skip
+        mode = {1: "upsample_linear1d", 2: "upsample_bilinear2d", 3: "upsample_trilinear3d"}[count]
+        names.append(f"aten::{mode}")
+        if count == 2:
+            names += ["aten::upsample_bicubic2d", "aten::_upsample_bilinear2d_aa"]
+        rule(*names)(functools.partial(_trailing, count=count))
+
+
+_register_trailing()

@@ -1,0 +1,120 @@
+"""A weightless copy of a model: same modules and code, fake tensors in place of the weights.
+
+Tracing and checking run on such copies, so that no weight is read, nothing of the caller's model
+changes, and models on the meta device, frozen models and models larger than memory work.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+__all__ = ["Shell", "TensorSpec", "build_shell", "is_special", "named_tensors", "specs_of"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape, dtype, device and strides of an example input: all that tracing needs of it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: str = "cpu"
+    stride: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A weightless copy and what runs it."""
+
+    module: nn.Module
+    mode: FakeTensorMode
+    device: torch.device
+
+    def fakes(self, specs: Any) -> Any:
+        """The tree ``specs`` with every TensorSpec replaced by a fake tensor."""
+        return pytree.tree_map_only(
+            TensorSpec,
+            lambda s: _fake(self.mode, s.shape, s.stride, s.dtype, _real(s.device, self.device)),
+            specs,
+        )
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers under their first name; a tied tensor comes once."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def is_special(tensor: Tensor) -> bool:
+    """Sharded, quantised or otherwise more than a block of numbers."""
+    wrapped = bool(is_traceable_wrapper_subclass(tensor))
+    return wrapped or tensor.is_quantized
+
+
+def specs_of(inputs: Any) -> Any:
+    """The tree ``inputs`` with every tensor replaced by its TensorSpec."""
+    return pytree.tree_map_only(
+        Tensor,
+        lambda t: TensorSpec(tuple(t.shape), t.dtype, str(t.device), tuple(t.stride())),
+        inputs,
+    )
+
+
+def build_shell(model: nn.Module, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Shell:
+    """Copy ``model`` in eval mode without its weights; ``shapes`` overrides sizes by tensor name.
+
+    Errors of ``copy.deepcopy`` (modules that hold locks, files, ...) pass through.
+    """
+    shapes = shapes or {}
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    tensors = dict(named_tensors(model))
+    devices = (t.device for t in tensors.values() if t.device.type != "meta")
+    home = next(devices, torch.device("cpu"))
+    # Entries of the memo are what deepcopy puts in place of the originals: nothing is copied.
+    memo: dict[int, Any] = {}
+    for name, tensor in tensors.items():
+        shape = shapes.get(name)
+        fake = _fake(
+            mode,
+            tuple(tensor.shape) if shape is None else shape,
+            None if shape is not None or tensor.layout != torch.strided else tensor.stride(),
+            tensor.dtype,
+            _real(tensor.device, home),
+        )
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(fake, requires_grad=False) if is_parameter else fake
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and id(value) not in memo:
+                memo[id(value)] = _fake(
+                    mode, tuple(value.shape), None, value.dtype, _real(value.device, home)
+                )
+    module = copy.deepcopy(model, memo).eval()
+    return Shell(module, mode, home)
+
+
+def _real(device: torch.device | str, home: torch.device) -> torch.device:
+    """Meta tensors are traced as if they lay with the rest of the model."""
+    device = torch.device(device)
+    return home if device.type == "meta" else device
+
+
+def _fake(
+    mode: FakeTensorMode,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...] | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    with mode:
+        if stride is None:
+            return torch.empty(shape, dtype=dtype, device=device)
+        return torch.empty_strided(shape, stride, dtype=dtype, device=device)

@@ -1,0 +1,196 @@
+"""``trace``: which channels of a model hang together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import infoslice.graph.rules_elementwise
+import infoslice.graph.rules_layers
+import infoslice.graph.rules_shape  # noqa: F401  (importing registers the rules)
+from infoslice.graph.capture import Capture, TraceError, capture
+from infoslice.graph.channel_graph import ChannelGraph, Signature
+from infoslice.graph.check import failing_groups
+from infoslice.graph.dims import Atom, pin
+from infoslice.graph.groups import build_groups, left_whole
+from infoslice.graph.shell import Shell, build_shell, is_special, named_tensors, specs_of
+from infoslice.graph.walk import Result, Value, Walk
+
+__all__ = ["trace"]
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    ignored_layers: Iterable[str | nn.Module] = (),
+) -> ChannelGraph:
+    """Find the groups of channels of ``model`` that can only be removed together.
+
+    The model runs once in eval mode on fake tensors: no weight is read, nothing of it changes, and
+    it may lie on the meta device. Forward hooks of the model run too, on the fakes. Every operator
+    says which axes of its arguments and results are the same channels; an operator that is not
+    understood leaves whatever it touches whole. Model inputs and outputs are left whole always.
+
+    Args:
+        model: any module; layers used twice and tied weights are understood.
+        example_inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword
+            arguments. Only shapes, dtypes and devices are read.
+        example_kwargs: further keyword arguments.
+        ignored_layers: module paths or modules whose weights stay whole.
+
+    Raises:
+        TraceError: (a ValueError) the forward depends on tensor values, or fails.
+        TypeError: ``model`` is no module, or one of a kind that must be unwrapped first.
+        ValueError: an ignored layer is no module of the model.
+    """
+    specs = specs_of(_arguments(model, example_inputs, example_kwargs))
+    refused = _refused(model, ignored_layers)
+    try:
+        shell = build_shell(model)
+    except Exception as error:  # deepcopy runs code of foreign modules
+        raise TraceError(
+            f"trace: argument model: expected a module that copy.deepcopy can copy, got "
+            f"{type(error).__name__}: {error}; drop what cannot be copied, or prune a submodule"
+        ) from error
+    captured = capture(shell, specs)
+    walk = _walk(shell, captured, refused)
+    graph = _graph(walk, captured, shell, specs, refused)
+    if walk.baked:
+        # Sizes reached an operator as numbers. If the code computed them from its input they
+        # follow a cut, if it spells them out they do not: only running a smaller copy tells.
+        all_but_one = {g.name: torch.arange(g.channels - 1) for g in graph.prunable}
+        for name, failure in failing_groups(graph, shell.module, all_but_one).items():
+            pin(graph.signature.atoms[name], f"with fewer channels {failure}")
+        graph = _graph(walk, captured, shell, specs, refused)
+    return graph
+
+
+def _graph(
+    walk: Walk, captured: Capture, shell: Shell, specs: Any, refused: Mapping[str, str]
+) -> ChannelGraph:
+    groups, named = build_groups(walk, shell.module)
+    dims = {node: _dims(result) for node, result in walk.values.items()}
+    return ChannelGraph(
+        groups=groups,
+        layers=tuple(walk.layers),
+        whole=left_whole(walk, groups, shell.module, refused),
+        tensors={n: (tuple(t.shape), t.dtype) for n, t in named_tensors(shell.module)},
+        inputs=specs,
+        outputs=captured.outputs,
+        signature=Signature(captured.nodes, dims, named),
+    )
+
+
+def _dims(result: Result) -> tuple[Any, ...]:
+    values = result if isinstance(result, tuple) else (result,)
+    return tuple(value.dims for value in values if value is not None)
+
+
+def _walk(shell: Shell, captured: Capture, refused: Mapping[str, str]) -> Walk:
+    modules: dict[int, list[str]] = {}
+    for table in (shell.module.named_parameters, shell.module.named_buffers):
+        for name, tensor in table(remove_duplicate=False):
+            modules.setdefault(id(tensor), []).append(name.rpartition(".")[0])
+    tensors = dict(named_tensors(shell.module))
+
+    def module_of(tensor: str, path: str) -> str:
+        """The module that calls, if the tensor is its own, else the first that holds it."""
+        owners = modules[id(tensors[tensor])]
+        return path if path in owners else owners[0]
+
+    walk = Walk(module_of)
+    for node in captured.nodes:
+        if node.op != "placeholder":
+            continue
+        state = captured.states.get(node)
+        shape = getattr(node.meta.get("val"), "shape", None)
+        if state is not None:
+            if state not in walk.weights:
+                sizes = tensors[state].shape
+                dims = tuple(Atom(n, refused.get(state)) for n in sizes)
+                walk.weights[state] = Value(dims, state, tuple(range(len(sizes))))
+            walk.values[node] = walk.weights[state]
+        elif shape is not None:
+            reason = "constant tensor" if node in captured.constants else "model input"
+            walk.values[node] = Value(tuple(Atom(n, reason) for n in shape))
+    walk.run(captured.nodes)
+    return walk
+
+
+def _arguments(
+    model: object, example_inputs: Any, example_kwargs: Mapping[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"trace: argument model: expected a torch.nn.Module, got {type(model).__name__}"
+        )
+    wrappers = {"OptimizedModule": "_orig_mod", "DataParallel": "module"}
+    wrappers |= {"DistributedDataParallel": "module", "FullyShardedDataParallel": "module"}
+    inner = wrappers.get(type(model).__name__)
+    if inner is not None or isinstance(model, torch.jit.ScriptModule):
+        hint = f"; pass model.{inner}" if inner else ""
+        raise TypeError(
+            f"trace: argument model: expected a plain module, got {type(model).__name__}{hint}"
+        )
+    kwargs = dict(example_kwargs or {})
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), kwargs
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), kwargs
+    if isinstance(example_inputs, Mapping):
+        both = sorted(set(example_inputs) & set(kwargs))
+        if both:
+            raise ValueError(f"trace: arguments example_inputs and example_kwargs both give {both}")
+        return (), {**example_inputs, **kwargs}
+    raise TypeError(
+        f"trace: argument example_inputs: expected a tensor, a tuple or list of arguments or a "
+        f"dict of keyword arguments, got {type(example_inputs).__name__}"
+    )
+
+
+def _refused(model: nn.Module, ignored_layers: Iterable[str | nn.Module]) -> dict[str, str]:
+    """Tensor name -> reason, for tensors whose channels must stay."""
+    if isinstance(ignored_layers, (str, nn.Module)):
+        raise TypeError(
+            f"trace: argument ignored_layers: expected a sequence of module paths or modules, got "
+            f"{type(ignored_layers).__name__}"
+        )
+    paths = {path: module for path, module in model.named_modules(remove_duplicate=False)}
+    ignored: list[nn.Module] = []
+    for layer in ignored_layers:
+        module = paths.get(layer) if isinstance(layer, str) else layer
+        if module is None or not any(module is known for known in paths.values()):
+            raise ValueError(
+                f"trace: argument ignored_layers: expected modules of the model, got {layer!r}"
+            )
+        ignored.append(module)
+    left = {id(t) for module in ignored for _, t in named_tensors(module)}
+    refused: dict[str, str] = {}
+    memory: dict[int, str] = {}
+    for name, tensor in named_tensors(model):
+        if torch.nn.parameter.is_lazy(tensor):
+            raise TraceError(
+                f"trace: argument model: expected initialised parameters, got {name} of a lazy "
+                f"module; run the model once first"
+            )
+        if id(tensor) in left:
+            refused[name] = "ignored by the caller"
+        elif ".parametrizations." in f".{name}":
+            refused[name] = "parametrised: remove the parametrisation first"
+        elif is_special(tensor):
+            refused[name] = "sharded or quantised parameter"
+        elif tensor.layout != torch.strided:
+            refused[name] = "sparse parameter"
+        else:
+            # The address of the storage object: meta tensors have one too, and no data.
+            twin = memory.setdefault(tensor.untyped_storage()._cdata, name)
+            if twin != name:
+                refused[name] = refused[twin] = (
+                    f"'{name}' and '{twin}' share memory without being one parameter"
+                )
+    return refused

@@ -1,0 +1,365 @@
+"""Plan, validate, cut: from the channels to keep to a smaller model, all of it or nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from infoslice import ops
+from infoslice.graph.channel_graph import ChannelGraph, ChannelGroup
+from infoslice.graph.check import failing_groups
+from infoslice.graph.cuts import AxisCut, axis_cuts, new_shapes, set_sizes, size_cuts
+from infoslice.graph.shell import build_shell, is_special, named_tensors
+from infoslice.plan_format import (
+    decode_groups,
+    decode_tensors,
+    decode_tree,
+    encode_groups,
+    encode_tensors,
+    encode_tree,
+)
+
+__all__ = ["Edit", "PruningPlan", "Surgery", "plan"]
+
+_FORMAT = "infoslice.plan"
+_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One axis of one tensor that was cut: ``keep`` are the old positions, in order (int64).
+
+    The shapes are those of the whole tensor before and after all of its edits.
+    """
+
+    tensor: str
+    axis: int
+    keep: Tensor
+    old_shape: tuple[int, ...]
+    new_shape: tuple[int, ...]
+
+
+class Surgery(NamedTuple):
+    """The smaller model and what was cut."""
+
+    model: nn.Module
+    edits: tuple[Edit, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PruningPlan:
+    """Which channels of which groups stay. Made by :func:`plan`; changes nothing until applied.
+
+    ``keep``: group name -> channels kept (sorted, unique, int64), for the groups that are cut.
+    ``groups``: those groups; ``tensors``: names, shapes and dtypes of the model planned for.
+    """
+
+    keep: Mapping[str, Tensor]
+    groups: tuple[ChannelGroup, ...]
+    tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+    inputs: Any = field(repr=False)
+    outputs: tuple[tuple[int, ...], ...] = field(repr=False)
+    graph: ChannelGraph | None = field(default=None, repr=False)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes before the cut, by tensor name."""
+        return {name: shape for name, (shape, _) in self.tensors.items()}
+
+    def cuts(self) -> tuple[AxisCut, ...]:
+        """Positions kept on every axis that is cut."""
+        return axis_cuts(self.groups, self.keep, self.shapes)
+
+    def new_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes after the cut, by tensor name, all tensors of the model."""
+        return {**self.shapes, **new_shapes(self.cuts(), self.shapes)}
+
+    def validate(self, model: nn.Module) -> None:
+        """Check that ``model`` is what the plan was made for; nothing is changed.
+
+        Raises:
+            ValueError: names or shapes of parameters and buffers differ.
+            TypeError: a dtype differs; a parameter to cut is sharded or quantised.
+        """
+        present = dict(named_tensors(model))
+        _same_names(present, self.tensors)
+        for name, (shape, dtype) in self.tensors.items():
+            if tuple(present[name].shape) != shape:
+                raise ValueError(
+                    f"PruningPlan.validate: argument model: expected {name} of shape {shape}, got "
+                    f"{tuple(present[name].shape)}"
+                )
+            if present[name].dtype != dtype:
+                raise TypeError(
+                    f"PruningPlan.validate: argument model: expected {name} of {dtype}, got "
+                    f"{present[name].dtype}"
+                )
+        owners: dict[int, str] = {}
+        for name in dict.fromkeys(cut.tensor for cut in self.cuts()):
+            tensor = present[name]
+            if is_special(tensor):
+                raise TypeError(
+                    f"PruningPlan.validate: argument model: expected plain tensors to cut, got "
+                    f"{name} of type {type(tensor).__name__} (sharded or quantised)"
+                )
+            twin = owners.setdefault(tensor.untyped_storage()._cdata, name)
+            if twin != name:
+                raise ValueError(
+                    f"PruningPlan.validate: argument model: expected tied tensors to be one "
+                    f"parameter, got {twin} and {name} that only share memory"
+                )
+
+    def apply(self, model: nn.Module, *, inplace: bool = False) -> Surgery:
+        """Cut ``model``: first everything is checked and computed, then all of it is swapped in.
+
+        A weightless copy of the smaller model is run on the example inputs before any weight is
+        read: it must call the same operators and give outputs of the same shapes. A plan read from
+        JSON has no graph to compare operators with; then only the outputs are compared.
+
+        Args:
+            model: the model traced, or one like it.
+            inplace: cut ``model`` itself; else it stays as it is and the result is a copy that
+                never held the removed channels. In place, cut parameters are new Parameter objects:
+                make the optimizer afterwards.
+
+        Returns:
+            The smaller model and the edits. Kept: dtype, device, memory format, requires_grad,
+            ties, hooks, train/eval flags. Gradients of cut tensors are dropped. Size attributes of
+            modules (``out_channels``, ``num_features``, ...) follow. Cut tensors own their memory.
+
+        Raises:
+            ValueError, TypeError: as :meth:`validate`; ValueError naming the groups if the smaller
+            copy does not run as it should. The model is then unchanged.
+        """
+        self.validate(model)
+        self._check_copy(model)
+        cuts = self.cuts()
+        tensors = dict(named_tensors(model))
+        names = list(dict.fromkeys(cut.tensor for cut in cuts))
+        old = [tensors[name] for name in names]
+        by_name = [[cut for cut in cuts if cut.tensor == name] for name in names]
+        sliced = _slice(old, by_name)
+        new = [_like(before, values) for before, values in zip(old, sliced, strict=True)]
+        sizes = size_cuts(self.groups, self.keep, model)
+        memo: dict[int, Any] = {id(a): b for a, b in zip(old, new, strict=True)}
+        if inplace:
+            _swap(model, memo)
+            result = model
+        else:
+            result = _copy(model, memo)
+        set_sizes(result, sizes)
+        shapes = self.new_shapes()
+        edits = (
+            Edit(c.tensor, c.axis, c.keep, self.tensors[c.tensor][0], shapes[c.tensor])
+            for c in cuts
+        )
+        return Surgery(result, tuple(edits))
+
+    def _check_copy(self, model: nn.Module) -> None:
+        if self.graph is not None:
+            failing = failing_groups(self.graph, model, self.keep)
+        else:
+            failing = self._run_copy(model)
+        if failing:
+            listed = "; ".join(f"group {name}: {failure}" for name, failure in failing.items())
+            raise ValueError(
+                f"PruningPlan.apply: argument model: expected a forward that follows its channel "
+                f"counts, got a smaller copy that does not run alike: {listed}"
+            )
+
+    def _run_copy(self, model: nn.Module) -> dict[str, str]:
+        shell = build_shell(model, self.new_shapes())
+        set_sizes(shell.module, size_cuts(self.groups, self.keep, model))
+        args, kwargs = shell.fakes(self.inputs)
+        try:
+            with torch.no_grad(), shell.mode:
+                leaves = pytree.tree_leaves(shell.module(*args, **kwargs))
+        except Exception as error:  # whatever a foreign forward raises
+            return {", ".join(self.keep): f"{type(error).__name__}: {error}".partition("\n")[0]}
+        got = tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+        if got != self.outputs:
+            return {", ".join(self.keep): f"outputs of shapes {got} instead of {self.outputs}"}
+        return {}
+
+    def explain(self) -> str:
+        """What will be cut, group by group, and what it saves, as text."""
+        lines = []
+        for group in self.groups:
+            left = self.keep[group.name].numel()
+            lines.append(f"{group.name}: {group.channels} -> {left} channels")
+            for piece in group.slices:
+                lines.append(f"  {piece.role:6} {piece.tensor} axis {piece.axis}")
+            lines.extend(f"  renormalised by {where}" for where in group.renormalised)
+        before = sum(torch.Size(shape).numel() for shape in self.shapes.values())
+        after = sum(torch.Size(shape).numel() for shape in self.new_shapes().values())
+        share = 100 * (1 - after / before) if before else 0.0
+        lines.append(f"entries in parameters and buffers: {before} -> {after} (-{share:.1f} %)")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The plan as JSON text, self-contained: groups, index maps, sizes, example input shapes.
+
+        Raises TypeError if the example inputs hold other than tensors, numbers, strings, None.
+        """
+        return json.dumps(
+            {
+                "format": _FORMAT,
+                "version": _VERSION,
+                "groups": encode_groups(self.groups, self.keep),
+                "tensors": encode_tensors(self.tensors),
+                "inputs": encode_tree(self.inputs),
+                "outputs": [list(shape) for shape in self.outputs],
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> PruningPlan:
+        """Inverse of :meth:`to_json`. Raises ValueError for text that is no valid plan."""
+        try:
+            data = json.loads(text)
+            if data["format"] != _FORMAT or data["version"] != _VERSION:
+                raise ValueError(f"{data['format']!r} version {data['version']!r}")
+            groups = decode_groups(data["groups"])
+            keep = {
+                group.name: _indices(entry["keep"], "keep", group)
+                for group, entry in zip(groups, data["groups"], strict=True)
+            }
+            tensors = decode_tensors(data["tensors"])
+            outputs = tuple(tuple(shape) for shape in data["outputs"])
+            made = cls(keep, groups, tensors, decode_tree(data["inputs"]), outputs)
+            made.cuts()
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise ValueError(
+                f"PruningPlan.from_json: argument text: expected {_FORMAT} version {_VERSION}, got "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return made
+
+
+def plan(
+    graph: ChannelGraph,
+    *,
+    keep: Mapping[str, Any] | None = None,
+    remove: Mapping[str, Any] | None = None,
+) -> PruningPlan:
+    """Decide what stays: group name -> channels to keep, or to remove; other groups stay whole.
+
+    Args:
+        graph: from :func:`infoslice.trace`.
+        keep: sorted, unique channel numbers (sequence, NumPy array or tensor of integers).
+        remove: unique channel numbers.
+
+    Raises:
+        ValueError: an unknown group, one that cannot be pruned, one given in both mappings;
+            channels out of range, unsorted, repeated; nothing left.
+        TypeError: channels that are not integers.
+    """
+    known = {group.name: group for group in graph.groups}
+    chosen: dict[str, Tensor] = {}
+    for argument, mapping in (("keep", keep or {}), ("remove", remove or {})):
+        for name, channels in mapping.items():
+            group = known.get(name)
+            if group is None:
+                listed = ", ".join(known)
+                raise ValueError(
+                    f"plan: argument {argument}: expected groups among [{listed}], got {name!r}"
+                )
+            if not group.prunable:
+                raise ValueError(
+                    f"plan: argument {argument}: expected prunable groups, got {name!r} that is "
+                    f"left whole: {group.reason}"
+                )
+            if name in chosen:
+                raise ValueError(
+                    f"plan: arguments keep and remove: expected each group once, got {name!r} in "
+                    f"both"
+                )
+            chosen[name] = _indices(channels, argument, group)
+    cut = {g.name: chosen[g.name] for g in graph.groups if g.name in chosen}
+    cut = {name: left for name, left in cut.items() if left.numel() < known[name].channels}
+    groups = tuple(group for group in graph.groups if group.name in cut)
+    return PruningPlan(cut, groups, graph.tensors, graph.inputs, graph.outputs, graph)
+
+
+def _indices(channels: Any, argument: str, group: ChannelGroup) -> Tensor:
+    """Checked channel numbers to keep."""
+    place = f"plan: argument {argument}: group {group.name!r}: expected"
+    given = torch.as_tensor(channels)
+    if given.numel() == 0:
+        given = given.to(torch.int64)
+    if given.dtype == torch.bool or given.is_floating_point() or given.is_complex():
+        raise TypeError(f"{place} integers, got {given.dtype}")
+    if given.dim() != 1:
+        raise ValueError(f"{place} one dimension, got shape {tuple(given.shape)}")
+    given = given.detach().to(device="cpu", dtype=torch.int64, copy=True)
+    if given.numel() and (int(given.min()) < 0 or int(given.max()) >= group.channels):
+        span = f"{int(given.min())} to {int(given.max())}"
+        raise ValueError(f"{place} channels in [0, {group.channels}), got values from {span}")
+    ordered = given if argument == "keep" else given.sort().values
+    if bool((ordered[1:] <= ordered[:-1]).any()):
+        wanted = "sorted, unique channels" if argument == "keep" else "unique channels"
+        raise ValueError(f"{place} {wanted}, got {given.tolist()}")
+    if argument == "remove":
+        left = torch.ones(group.channels, dtype=torch.bool)
+        left[given] = False
+        given = left.nonzero().reshape(-1)
+    if given.numel() == 0:
+        raise ValueError(f"{place} at least one channel to be left, got none")
+    return given
+
+
+def _same_names(present: Iterable[str], expected: Iterable[str]) -> None:
+    missing, extra = sorted(set(expected) - set(present)), sorted(set(present) - set(expected))
+    if missing or extra:
+        raise ValueError(
+            f"PruningPlan.validate: argument model: expected the parameters and buffers planned "
+            f"for, got a model without {missing[:5]} and with {extra[:5]}"
+        )
+
+
+def _slice(tensors: Sequence[Tensor], cuts: Sequence[Sequence[AxisCut]]) -> list[Tensor]:
+    """All new tensors, by one call for each device."""
+    result: list[Tensor | None] = [None] * len(tensors)
+    for device in dict.fromkeys(tensor.device for tensor in tensors):
+        here = [i for i, tensor in enumerate(tensors) if tensor.device == device]
+        made = ops.slice_channels(
+            [tensors[i].detach() for i in here],
+            [tuple(cut.axis for cut in cuts[i]) for i in here],
+            [tuple(cut.keep for cut in cuts[i]) for i in here],
+        )
+        for i, tensor in zip(here, made, strict=True):
+            result[i] = tensor
+    return [tensor for tensor in result if tensor is not None]
+
+
+def _like(old: Tensor, values: Tensor) -> Tensor:
+    """The new values as what the old tensor was: parameter or buffer, with its attributes."""
+    new = nn.Parameter(values, old.requires_grad) if isinstance(old, nn.Parameter) else values
+    new.__dict__.update(vars(old))
+    return new
+
+
+def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy in which the memo's tensors stand for the old ones, which are never copied."""
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # deepcopy runs code of foreign modules
+        raise ValueError(
+            f"PruningPlan.apply: argument model: expected a module that copy.deepcopy can copy, "
+            f"got {type(error).__name__}: {error}; drop what cannot be copied, or use inplace=True"
+        ) from error
+
+
+def _swap(model: nn.Module, memo: Mapping[int, Any]) -> None:
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None and id(tensor) in memo:
+                    table[name] = memo[id(tensor)]

@@ -81,8 +81,10 @@ class PruningPlan:
         """Shapes after the cut, by tensor name, all tensors of the model."""
         return {**self.shapes, **new_shapes(self.cuts(), self.shapes)}
 
-    def validate(self, model: nn.Module) -> None:
+    def validate(self, model: nn.Module, *, dtypes: bool = True) -> None:
         """Check that ``model`` is what the plan was made for; nothing is changed.
+
+        ``dtypes=False`` lets a model of another precision pass.
 
         Raises:
             ValueError: names or shapes of parameters and buffers differ.
@@ -96,7 +98,7 @@ class PruningPlan:
                     f"PruningPlan.validate: argument model: expected {name} of shape {shape}, got "
                     f"{tuple(present[name].shape)}"
                 )
-            if present[name].dtype != dtype:
+            if dtypes and present[name].dtype != dtype:
                 raise TypeError(
                     f"PruningPlan.validate: argument model: expected {name} of {dtype}, got "
                     f"{present[name].dtype}"
@@ -116,53 +118,14 @@ class PruningPlan:
                     f"parameter, got {twin} and {name} that only share memory"
                 )
 
-    def apply(self, model: nn.Module, *, inplace: bool = False) -> Surgery:
-        """Cut ``model``: first everything is checked and computed, then all of it is swapped in.
+    def check(self, model: nn.Module) -> None:
+        """Run a weightless copy of the smaller model on the example inputs; reads no weight.
 
-        A weightless copy of the smaller model is run on the example inputs before any weight is
-        read: it must call the same operators and give outputs of the same shapes. A plan read from
-        JSON has no graph to compare operators with; then only the outputs are compared.
+        It must call the same operators with the same constants and give results of the predicted
+        shapes. A plan read from JSON has no graph to compare with; then the outputs are compared.
 
-        Args:
-            model: the model traced, or one like it.
-            inplace: cut ``model`` itself; else it stays as it is and the result is a copy that
-                never held the removed channels. In place, cut parameters are new Parameter objects:
-                make the optimizer afterwards.
-
-        Returns:
-            The smaller model and the edits. Kept: dtype, device, memory format, requires_grad,
-            ties, hooks, train/eval flags. Gradients of cut tensors are dropped. Size attributes of
-            modules (``out_channels``, ``num_features``, ...) follow. Cut tensors own their memory.
-
-        Raises:
-            ValueError, TypeError: as :meth:`validate`; ValueError naming the groups if the smaller
-            copy does not run as it should. The model is then unchanged.
+        Raises ValueError naming the groups that cannot be cut like this.
         """
-        self.validate(model)
-        self._check_copy(model)
-        cuts = self.cuts()
-        tensors = dict(named_tensors(model))
-        names = list(dict.fromkeys(cut.tensor for cut in cuts))
-        old = [tensors[name] for name in names]
-        by_name = [[cut for cut in cuts if cut.tensor == name] for name in names]
-        sliced = _slice(old, by_name)
-        new = [_like(before, values) for before, values in zip(old, sliced, strict=True)]
-        sizes = size_cuts(self.groups, self.keep, model)
-        memo: dict[int, Any] = {id(a): b for a, b in zip(old, new, strict=True)}
-        if inplace:
-            _swap(model, memo)
-            result = model
-        else:
-            result = _copy(model, memo)
-        set_sizes(result, sizes)
-        shapes = self.new_shapes()
-        edits = (
-            Edit(c.tensor, c.axis, c.keep, self.tensors[c.tensor][0], shapes[c.tensor])
-            for c in cuts
-        )
-        return Surgery(result, tuple(edits))
-
-    def _check_copy(self, model: nn.Module) -> None:
         if self.graph is not None:
             failing = failing_groups(self.graph, model, self.keep)
         else:
@@ -187,6 +150,50 @@ class PruningPlan:
         if got != self.outputs:
             return {", ".join(self.keep): f"outputs of shapes {got} instead of {self.outputs}"}
         return {}
+
+    def apply(self, model: nn.Module, *, inplace: bool = False) -> Surgery:
+        """Cut ``model``: first everything is checked and computed, then all of it is swapped in.
+
+        See :meth:`check` for what is run before any weight is read.
+
+        Args:
+            model: the model traced, or one like it.
+            inplace: cut ``model`` itself; else it stays as it is and the result is a copy that
+                never held the removed channels. In place, cut parameters are new Parameter objects:
+                make the optimizer afterwards.
+
+        Returns:
+            The smaller model and the edits. Kept: dtype, device, memory format, requires_grad,
+            ties, hooks, train/eval flags. Gradients of cut tensors are dropped. Size attributes of
+            modules (``out_channels``, ``num_features``, ...) follow. Cut tensors own their memory.
+
+        Raises:
+            ValueError, TypeError: as :meth:`validate`; ValueError naming the groups if the smaller
+            copy does not run as it should. The model is then unchanged.
+        """
+        self.validate(model)
+        self.check(model)
+        cuts = self.cuts()
+        tensors = dict(named_tensors(model))
+        names = list(dict.fromkeys(cut.tensor for cut in cuts))
+        old = [tensors[name] for name in names]
+        by_name = [[cut for cut in cuts if cut.tensor == name] for name in names]
+        sliced = _slice(old, by_name)
+        new = [_like(before, values) for before, values in zip(old, sliced, strict=True)]
+        sizes = size_cuts(self.groups, self.keep, model)
+        memo: dict[int, Any] = {id(a): b for a, b in zip(old, new, strict=True)}
+        if inplace:
+            _swap(model, memo)
+            result = model
+        else:
+            result = _copy(model, memo)
+        set_sizes(result, sizes)
+        shapes = self.new_shapes()
+        edits = (
+            Edit(c.tensor, c.axis, c.keep, self.tensors[c.tensor][0], shapes[c.tensor])
+            for c in cuts
+        )
+        return Surgery(result, tuple(edits))
 
     def explain(self) -> str:
         """What will be cut, group by group, and what it saves, as text."""

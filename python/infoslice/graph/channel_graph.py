@@ -18,7 +18,11 @@ __all__ = ["ChannelGraph", "ChannelGroup", "ChannelSlice", "Signature", "SizeSli
 
 @dataclass(frozen=True)
 class ChannelSlice:
-    """One axis of one parameter or buffer and where the group's channels lie along it."""
+    """One axis of one parameter or buffer and where the group's channels lie along it.
+
+    ``module`` writes ("out"), reads ("in") or carries along ("follow") the channels with it. A tied
+    tensor has a slice for each module and role it serves.
+    """
 
     tensor: str
     axis: int

@@ -27,9 +27,10 @@ def build_groups(walk: Walk, shell: nn.Module) -> tuple[tuple[ChannelGroup, ...]
     for tensor, value in walk.weights.items():
         for axis, dim in enumerate(value.dims):
             for atom, index_map in index_maps(dim) or ():
-                first = uses.get((tensor, axis), [Use(tensor, axis, "follow", _owner(tensor))])[0]
-                piece = ChannelSlice(tensor, axis, index_map, first.module, first.role)
-                slices.setdefault(atom, []).append(piece)
+                carried = [Use(tensor, axis, "follow", _owner(tensor))]
+                for use in dict.fromkeys(uses.get((tensor, axis), carried)):
+                    piece = ChannelSlice(tensor, axis, index_map, use.module, use.role)
+                    slices.setdefault(atom, []).append(piece)
     renormalised: dict[Atom, dict[str, None]] = {}
     for where, dim in walk.renormalised:
         for atom in atoms(dim):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 class CMakeBuild(build_ext):
-    """Configure, build and install with CMake; a build directory per Python is kept between builds."""
+    """Configure, build and install with CMake; each Python keeps a build directory."""
 
     def run(self) -> None:
         """Build ``_core`` and, where nvcc is found, ``_cuda``."""

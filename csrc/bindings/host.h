@@ -17,6 +17,7 @@
 // one Tensor[]. Nothing in here knows Python or torch.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -57,6 +58,9 @@ class Dims {
     int64_t result = 1;
     for (int64_t value : *this) result *= value;
     return result;
+  }
+  bool operator==(const Dims& other) const {
+    return std::equal(begin(), end(), other.begin(), other.end());
   }
   Dims contiguous_strides() const;
 

@@ -1,4 +1,4 @@
-"""CPU kernels as functions of NumPy arrays; arguments are positional, in the order of the schemas."""
+"""CPU kernels as functions of NumPy arrays; arguments by position, in the order of the schemas."""
 
 from typing import Any
 
@@ -6,6 +6,39 @@ from numpy.typing import NDArray
 
 def build_info() -> dict[str, Any]: ...
 def register_torch(library_directory: str, version: str) -> None: ...
+def covariance(
+    x: NDArray[Any], channel_dim: int, batch_dims: int, correction: int, dtype: Any, /
+) -> tuple[Any, Any]: ...
+def cross_covariance(
+    x: NDArray[Any],
+    y: NDArray[Any],
+    channel_dim: int,
+    batch_dims: int,
+    correction: int,
+    dtype: Any,
+    /,
+) -> tuple[Any, Any, Any]: ...
+def patch_covariance(
+    x: NDArray[Any],
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    correction: int,
+    dtype: Any,
+    /,
+) -> tuple[Any, Any]: ...
+def patch_cross_covariance(
+    x: NDArray[Any],
+    y: NDArray[Any],
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    correction: int,
+    dtype: Any,
+    /,
+) -> tuple[Any, Any, Any]: ...
 def slice_channels(
     tensors: list[Any], axis_counts: list[int], axes: list[int], keep: list[NDArray[Any]], /
 ) -> list[Any]: ...

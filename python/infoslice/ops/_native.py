@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["T", "BuildInfo", "build_info", "core", "refuse_grad", "torch_op"]
+    F = TypeVar("F", bound=Callable[..., Any])
+
+__all__ = ["BuildInfo", "T", "build_info", "core", "refuse_grad", "register_fake", "torch_op"]
 
 #: What an op takes is what it gives: NumPy arrays or torch tensors.
 T = TypeVar("T", torch.Tensor, NDArray[Any])
@@ -35,6 +37,12 @@ def torch_op(name: str) -> Callable[..., Any]:
     return op
 
 
+def register_fake(name: str) -> Callable[[F], F]:
+    """``torch.library.register_fake`` for ``infoslice::name``, typed."""
+    decorator: Callable[[F], F] = torch.library.register_fake(f"infoslice::{name}")
+    return decorator
+
+
 def refuse_grad(op: str, **tensors: object) -> None:
     """Raise where autograd would need a gradient that ``op`` does not define.
 
@@ -45,8 +53,8 @@ def refuse_grad(op: str, **tensors: object) -> None:
         for name, tensor in tensors.items():
             if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
                 raise RuntimeError(
-                    f"{op}: {name}: expected a tensor without gradient, got one that requires grad; "
-                    f"{op} defines no gradient: pass {name}.detach() or use torch.no_grad()"
+                    f"{op}: {name}: expected a tensor without gradient, got one that requires "
+                    f"grad; {op} defines none: pass {name}.detach() or use torch.no_grad()"
                 )
 
 
@@ -74,4 +82,5 @@ def build_info() -> BuildInfo:
         (``cuda``) and for which ``cuda_architectures``; the native ``ops``; the versions of
         ``torch`` and ``numpy`` in use.
     """
-    return BuildInfo(**core.build_info(), torch=torch.__version__, numpy=np.__version__)
+    versions = {"torch": torch.__version__, "numpy": np.__version__}
+    return cast("BuildInfo", {**core.build_info(), **versions})

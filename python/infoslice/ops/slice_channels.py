@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from infoslice.ops._native import T, core, torch_op
+from infoslice.ops._native import T, core, register_fake, torch_op
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,13 +27,13 @@ def slice_channels(
     Args:
         tensors: NumPy arrays or torch tensors of any dtype, shape and strides.
         dims: for each tensor the axes to cut (negative ones count from the end); may be empty.
-        keep: for each tensor one index array per axis in ``dims``: int64, sorted, unique, within the
-            axis. May be empty arrays.
+        keep: for each tensor one index array per axis in ``dims``: int64, sorted, unique, within
+            the axis. May be empty arrays.
 
     Returns:
         New tensors of the same dtype and device that own their memory: contiguous, or
-        ``channels_last`` where the source is. They carry no gradient: the values are cut, whether or
-        not the sources require grad. ``out[i][j0, j1, ...] = tensors[i][k0[j0], k1[j1], ...]``.
+        ``channels_last`` where the source is. They carry no gradient: the values are cut, whether
+        or not the sources require grad. ``out[i][j0, j1, ...] = tensors[i][k0[j0], k1[j1], ...]``.
 
     Raises:
         ValueError: an axis out of range or named twice; keep indices out of range, unsorted or
@@ -42,7 +42,7 @@ def slice_channels(
         RuntimeError: tensors on a device for which there is no kernel.
     """
     tensors = list(tensors)
-    if len(keep) != len(dims) or any(len(k) != len(d) for k, d in zip(keep, dims)):
+    if len(keep) != len(dims) or any(len(k) != len(d) for k, d in zip(keep, dims, strict=True)):
         raise ValueError(
             "slice_channels: keep: expected one index array for each axis in dims, got "
             f"{[len(k) for k in keep]} for {[len(d) for d in dims]}"
@@ -64,14 +64,14 @@ def _as_tensor(index: Any) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(index))
 
 
-@torch.library.register_fake("infoslice::slice_channels")
+@register_fake("slice_channels")
 def _fake(
     tensors: list[torch.Tensor], axis_counts: list[int], axes: list[int], keep: list[torch.Tensor]
 ) -> list[torch.Tensor]:
     results, at = [], 0
-    for tensor, count in zip(tensors, axis_counts):
+    for tensor, count in zip(tensors, axis_counts, strict=True):
         shape = list(tensor.shape)
-        for axis, index in zip(axes[at : at + count], keep[at : at + count]):
+        for axis, index in zip(axes[at : at + count], keep[at : at + count], strict=True):
             shape[axis] = index.shape[0]
         at += count
         results.append(

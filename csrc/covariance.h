@@ -1,0 +1,84 @@
+// covariance, cross_covariance and their patch forms: second moments of channels over samples.
+//
+//   mean_i   = (1/n) sum_k x_ki
+//   cov_ij   = (1/(n - correction)) sum_k (x_ki - mean_x_i) (y_kj - mean_y_j)       [Cx, Cy]
+//
+// covariance is the case y = x; it is computed as one triangle and mirrored, so exactly symmetric.
+// Samples k run over any number of axes in any strides (Samples), or over the output positions of a
+// convolution (Patches), where a variable is (channel, kernel row, kernel column), in the order of
+// torch.nn.functional.unfold, and padding counts as zeros; the unfolded matrix is never built.
+//
+// Accumulation. Samples come in chunks. Each is shifted by the running mean, which makes the
+// products as accurate for means of 100 standard deviations as for none; products are summed in
+// tiles of the working type (float for float, bfloat16 and float16 inputs, double for double) and
+// flushed to double after each chunk, together with the rank-one terms of the merge of means and
+// moments (Chan, Golub and LeVeque 1983). Relative error, max |error| / max |cov|: below 2e-6 with
+// float tiles, 1e-13 with double. Where the deviations of a channel are too large or too small for
+// float tiles (outside 1e-15 to 1e15 on average) everything is done in double.
+//
+// Failure. A NaN or Inf in the input, and a result outside the range of the output type, are found
+// and told by batch item and variable; the output is then undefined. n > correction is the caller's
+// to check.
+//
+// The result does not depend on the number of threads. Memory: 8 bytes for each entry of a result's
+// triangle (8 of them at most, for at most 512 variables) and one chunk.
+#pragma once
+
+#include <cstdint>
+
+namespace infoslice {
+
+// One batch item: variable v of sample (k_0, ..., k_{axes-1}) is at data[v * stride + sum k_a *
+// stride_a]. Strides count elements. The last axis is the innermost.
+struct Samples {
+  struct Axis {
+    int64_t size, stride;
+  };
+  const void* data;
+  int64_t variables, stride;
+  Axis axes[12];
+  int axes_count;
+  int64_t count() const {
+    int64_t n = 1;
+    for (int a = 0; a < axes_count; ++a) n *= axes[a].size;
+    return n;
+  }
+};
+
+// Variables (channel, kh, kw) at the output positions (image, oh, ow) of a convolution.
+struct Patches {
+  const void* data;
+  int64_t images, channels, size[2];                            // N, C, H, W
+  int64_t image_stride, channel_stride, pixel_stride[2];        // elements
+  int64_t kernel[2], step[2], padding[2], dilation[2], out[2];  // height, width
+  int64_t variables() const { return channels * kernel[0] * kernel[1]; }
+  int64_t count() const { return images * out[0] * out[1]; }
+};
+
+struct CovarianceOutcome {
+  enum Kind { ok, not_finite, out_of_range } kind = ok;
+  bool in_y = false;  // which of x and y
+  int64_t item = 0;   // batch item
+  int64_t variable = 0;
+};
+
+namespace cpu {
+
+// T: double, float, bfloat16, float16 (common/numeric.h), the type of the input. Out: double,
+// float. `items` problems, one after the other in the contiguous outputs.
+template <class T, class Out>
+CovarianceOutcome covariance(const Samples* x, int64_t items, int64_t correction, Out* cov,
+                             Out* mean, int threads);
+template <class T, class Out>
+CovarianceOutcome cross_covariance(const Samples* x, const Samples* y, int64_t items,
+                                   int64_t correction, Out* cov, Out* mean_x, Out* mean_y,
+                                   int threads);
+template <class T, class Out>
+CovarianceOutcome patch_covariance(const Patches& x, int64_t correction, Out* cov, Out* mean,
+                                   int threads);
+template <class T, class Out>
+CovarianceOutcome patch_cross_covariance(const Patches& x, const Samples& y, int64_t correction,
+                                         Out* cov, Out* mean_x, Out* mean_y, int threads);
+
+}  // namespace cpu
+}  // namespace infoslice

@@ -1,0 +1,222 @@
+// The two hot loops of covariance: packing panels of 16 variables, and tiles of products.
+//
+// A panel holds a chunk of samples of 16 variables, the variables of a sample side by side. A tile
+// is the 16 x 16 products of two panels summed over the chunk: MR rows at a time stay in registers,
+// a row being 16 / W vectors of W lanes. W and MR are chosen for each CPU level: 16 accumulators of
+// 64 bytes, 8 of 32, 8 of 16.
+#pragma once
+
+#include "common/numeric.h"
+#include "common/simd.h"
+
+namespace infoslice::cpu {
+
+constexpr int kPanel = 16;
+
+// Samples in a chunk: a panel is 16 KB, so two of them stay in the first-level cache.
+template <class A>
+constexpr int64_t kChunk = 16384 / (kPanel * sizeof(A));
+
+// What packing tells of the 16 variables of a panel: sums over the chunk of the shifted samples.
+template <class A>
+struct PanelSums {
+  A sum[kPanel];
+  A magnitude[kPanel];  // of absolute values; not finite exactly if a sample is not (or they
+                        // overflow)
+};
+
+template <class V>
+INFOSLICE_INLINE V magnitude_of(const V& value) {
+  return value < 0 ? -value : value;
+}
+
+// Blocks of 4 x 4 (float) or 2 x 2 (double): rows[c * kChunk + k] -> panel[k * kPanel + c].
+INFOSLICE_INLINE void transpose_block(const float* rows, float* panel) {
+  using V = Vec<float, 4>;
+  constexpr int64_t n = kChunk<float>;
+  const V a = load<V>(rows), b = load<V>(rows + n), c = load<V>(rows + 2 * n),
+          d = load<V>(rows + 3 * n);
+  const V ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  const V ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const V cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const V cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  store(panel, V(__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5)));
+  store(panel + kPanel, V(__builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7)));
+  store(panel + 2 * kPanel, V(__builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5)));
+  store(panel + 3 * kPanel, V(__builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)));
+}
+INFOSLICE_INLINE void transpose_block(const double* rows, double* panel) {
+  using V = Vec<double, 2>;
+  const V a = load<V>(rows), b = load<V>(rows + kChunk<double>);
+  store(panel, V(__builtin_shufflevector(a, b, 0, 2)));
+  store(panel + kPanel, V(__builtin_shufflevector(a, b, 1, 3)));
+}
+
+// Packs `count` samples of the variables [first, first + used) minus their shift; the rest of the
+// panel is zero.
+template <class A, int W, class Source>
+INFOSLICE_INLINE void pack_panel_body(const Source& source, int64_t first, int used, int64_t begin,
+                                      int64_t count, const A* shift, A* panel, PanelSums<A>& sums) {
+  using V = Vec<A, W>;
+  constexpr int kVectors = kPanel / W;
+  if (source.by_rows()) {
+    V shifts[kVectors], sum[kVectors], magnitude[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      shifts[v] = load<V>(shift + v * W);
+      sum[v] = magnitude[v] = V{};
+    }
+    A row[kPanel] = {};
+    for (int64_t k = 0; k < count;) {
+      int64_t length, stride;
+      const auto* from = source.row(begin + k, length, stride) + first;
+      length = length < count - k ? length : count - k;
+      for (const int64_t end = k + length; k < end; ++k, from += stride) {
+        if (used == kPanel) {
+          for (int c = 0; c < kPanel; ++c) row[c] = static_cast<A>(widen(from[c]));
+        } else {
+          for (int c = 0; c < used; ++c) row[c] = static_cast<A>(widen(from[c]));
+        }
+        for (int v = 0; v < kVectors; ++v) {
+          const V value = load<V>(row + v * W) - shifts[v];  // shift is zero where unused
+          store(panel + k * kPanel + v * W, value);
+          sum[v] += value;
+          magnitude[v] += magnitude_of(value);
+        }
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      store(sums.sum + v * W, sum[v]);
+      store(sums.magnitude + v * W, magnitude[v]);
+    }
+    return;
+  }
+
+  constexpr int kBlock = 16 / sizeof(A);  // variables transposed together
+  A rows[kBlock * kChunk<A>];
+  const int64_t padded = (count + W - 1) / W * W;
+  for (int block = 0; block < kPanel; block += kBlock) {
+    for (int r = 0; r < kBlock; ++r) {
+      const int c = block + r;
+      A* to = rows + r * kChunk<A>;
+      if (c < used) {
+        source.read(first + c, begin, count, to);
+        for (int64_t k = count; k < padded; ++k) to[k] = shift[c];  // adds nothing to the sums
+      } else {
+        for (int64_t k = 0; k < padded; ++k) to[k] = 0;
+      }
+      V sum{}, magnitude{};
+      for (int64_t k = 0; k < padded; k += W) {
+        const V value = load<V>(to + k) - shift[c];
+        store(to + k, value);
+        sum += value;
+        magnitude += magnitude_of(value);
+      }
+      A total = 0, total_magnitude = 0;
+      for (int l = 0; l < W; ++l) {
+        total += sum[l];
+        total_magnitude += magnitude[l];
+      }
+      sums.sum[c] = total;
+      sums.magnitude[c] = total_magnitude;
+    }
+    int64_t k = 0;
+    for (; k + kBlock <= count; k += kBlock) transpose_block(rows + k, panel + k * kPanel + block);
+    for (; k < count; ++k)
+      for (int r = 0; r < kBlock; ++r) panel[k * kPanel + block + r] = rows[r * kChunk<A> + k];
+  }
+}
+
+// The rank-one terms of a chunk's merge, 16 entries for each panel: moments += products +
+// a_i deviation_j + b_i step_j.
+struct MergeRows {
+  const double *a, *b;
+};
+struct MergeColumns {
+  const double *deviation, *step;
+};
+
+// moments (16 x 16, row major) += the tile of two panels and the rank-one terms.
+template <class A, int W, int MR>
+INFOSLICE_INLINE void tile_body(const A* left, const A* right, int64_t count, MergeRows rows,
+                                MergeColumns columns, double* moments) {
+  using V = Vec<A, W>;
+  constexpr int kVectors = kPanel / W;
+  A tile[kPanel * kPanel];
+  for (int r0 = 0; r0 < kPanel; r0 += MR) {
+    V sums[MR][kVectors] = {};
+    for (int64_t k = 0; k < count; ++k) {
+      V b[kVectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) b[v] = load<V>(right + k * kPanel + v * W);
+#pragma GCC unroll 16
+      for (int r = 0; r < MR; ++r) {
+        const A a = left[k * kPanel + r0 + r];
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) sums[r][v] += a * b[v];
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) store(tile + (r0 + r) * kPanel + v * W, sums[r][v]);
+    }
+  }
+  for (int r = 0; r < kPanel; ++r)
+    for (int c = 0; c < kPanel; ++c)
+      moments[r * kPanel + c] += static_cast<double>(tile[r * kPanel + c]) +
+                                 rows.a[r] * columns.deviation[c] + rows.b[r] * columns.step[c];
+}
+
+// Thin entries, one for each CPU level.
+#define INFOSLICE_PACK_ENTRY(suffix, target, bytes)                                              \
+  template <class A, class Source>                                                               \
+  target void pack_panel_##suffix(const Source& source, int64_t first, int used, int64_t begin,  \
+                                  int64_t count, const A* shift, A* panel, PanelSums<A>& sums) { \
+    pack_panel_body<A, bytes / int(sizeof(A))>(source, first, used, begin, count, shift, panel,  \
+                                               sums);                                            \
+  }
+INFOSLICE_PACK_ENTRY(v4, INFOSLICE_TARGET_V4, 64)
+INFOSLICE_PACK_ENTRY(v3, INFOSLICE_TARGET_V3, 32)
+INFOSLICE_PACK_ENTRY(base, , 16)
+#undef INFOSLICE_PACK_ENTRY
+
+#define INFOSLICE_TILES_ENTRY(suffix, target, bytes, accumulators)                          \
+  template <class A>                                                                        \
+  target void tile_##suffix(const A* left, const A* right, int64_t count, MergeRows rows,   \
+                            MergeColumns columns, double* moments) {                        \
+    constexpr int kLanes = bytes / int(sizeof(A));                                          \
+    tile_body<A, kLanes, accumulators * kLanes / kPanel>(left, right, count, rows, columns, \
+                                                         moments);                          \
+  }
+INFOSLICE_TILES_ENTRY(v4, INFOSLICE_TARGET_V4, 64, 16)
+INFOSLICE_TILES_ENTRY(v3, INFOSLICE_TARGET_V3, 32, 8)
+INFOSLICE_TILES_ENTRY(base, , 16, 8)
+#undef INFOSLICE_TILES_ENTRY
+
+template <class A, class Source>
+void pack_panel(const Source& source, int64_t first, int used, int64_t begin, int64_t count,
+                const A* shift, A* panel, PanelSums<A>& sums) {
+  switch (cpu_level()) {
+    case CpuLevel::v4:
+      return pack_panel_v4(source, first, used, begin, count, shift, panel, sums);
+    case CpuLevel::v3:
+      return pack_panel_v3(source, first, used, begin, count, shift, panel, sums);
+    case CpuLevel::baseline:
+      return pack_panel_base(source, first, used, begin, count, shift, panel, sums);
+  }
+}
+
+template <class A>
+void tile(const A* left, const A* right, int64_t count, MergeRows rows, MergeColumns columns,
+          double* moments) {
+  switch (cpu_level()) {
+    case CpuLevel::v4:
+      return tile_v4(left, right, count, rows, columns, moments);
+    case CpuLevel::v3:
+      return tile_v3(left, right, count, rows, columns, moments);
+    case CpuLevel::baseline:
+      return tile_base(left, right, count, rows, columns, moments);
+  }
+}
+
+}  // namespace infoslice::cpu

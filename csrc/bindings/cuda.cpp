@@ -14,7 +14,11 @@ const char* error_string(int cuda_error) {
   return cudaGetErrorString(static_cast<cudaError_t>(cuda_error));
 }
 
-const CudaKernels kernels{error_string};
+template <class T>
+constexpr CudaKernelsOf<T> kernels_of{cuda::cholesky<T>, cuda::logdet_workspace<T>,
+                                      cuda::logdet<T>};
+
+const CudaKernels kernels{error_string, kernels_of<float>, kernels_of<double>};
 
 int device_count() {
   int count = 0;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from infoslice.ops._native import BuildInfo, build_info
+from infoslice.ops.cholesky import Cholesky, LogDet, cholesky, logdet
 from infoslice.ops.covariance import (
     Covariance,
     CrossCovariance,
@@ -11,16 +12,42 @@ from infoslice.ops.covariance import (
     patch_covariance,
     patch_cross_covariance,
 )
+from infoslice.ops.gaussian_mi import (
+    Information,
+    conditional_mi,
+    gaussian_mi,
+    marginal_mi,
+    pairwise_mi,
+)
+from infoslice.ops.precision import (
+    PrecisionBlocks,
+    PrecisionDiagonal,
+    precision_blocks,
+    precision_diagonal,
+)
 from infoslice.ops.slice_channels import slice_channels
 
 __all__ = [
     "BuildInfo",
+    "Cholesky",
     "Covariance",
     "CrossCovariance",
+    "Information",
+    "LogDet",
+    "PrecisionBlocks",
+    "PrecisionDiagonal",
     "build_info",
+    "cholesky",
+    "conditional_mi",
     "covariance",
     "cross_covariance",
+    "gaussian_mi",
+    "logdet",
+    "marginal_mi",
+    "pairwise_mi",
     "patch_covariance",
     "patch_cross_covariance",
+    "precision_blocks",
+    "precision_diagonal",
     "slice_channels",
 ]

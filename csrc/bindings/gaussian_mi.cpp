@@ -1,0 +1,92 @@
+#include "gaussian_mi.h"
+
+#include <cmath>
+
+#include "bindings/matrices.h"
+
+namespace infoslice {
+namespace {
+
+// Arguments: cov, x, y, then group_size (all but gaussian_mi), then noise_variance.
+void check_indices(const Call& call, int i, int64_t n, std::vector<char>& taken) {
+  const std::vector<int64_t>& indices = call.integers(i);
+  if (indices.empty()) call.value_error(i, "at least one index", "none");
+  for (int64_t index : indices) {
+    if (index < 0 || index >= n) {
+      call.value_error(i, "indices in [0, " + std::to_string(n) + ")", std::to_string(index));
+    }
+    char& mark = taken[static_cast<size_t>(index)];
+    if (mark != 0) {
+      call.value_error(i, mark == i ? "indices without repetition" : "indices disjoint from x",
+                       std::to_string(index) + (mark == i ? " twice" : " in both"));
+    }
+    mark = static_cast<char>(i);
+  }
+}
+
+using Body = void (*)(Call&, const Matrices&, const MutualInformation&, const Tensor&,
+                      const Tensor&);
+
+template <Body body>
+void host(Call& call) {
+  const bool grouped = call.op.parameters.size() == 5;
+  const Matrices cov = square_matrices(call, 0);
+  std::vector<char> taken(static_cast<size_t>(cov.d), 0);
+  check_indices(call, 1, cov.d, taken);
+  check_indices(call, 2, cov.d, taken);
+  const std::vector<int64_t>&x = call.integers(1), &y = call.integers(2);
+  const int64_t nx = static_cast<int64_t>(x.size()), ny = static_cast<int64_t>(y.size());
+  const int64_t group = grouped ? call.integer(3) : nx;
+  if (group < 1 || nx % group != 0) {
+    call.value_error(3, "a divisor of the " + std::to_string(nx) + " entries of x",
+                     std::to_string(group));
+  }
+  const int last = grouped ? 4 : 3;
+  const double noise = call.real(last);
+  if (!(noise >= 0 && std::isfinite(noise))) {
+    call.value_error(last, "a finite variance >= 0", std::to_string(noise));
+  }
+  Dims sizes = cov.batch;
+  if (grouped) sizes.push_back(nx / group);
+  const Tensor nats = call.empty(cov.values.dtype, sizes);
+  const Tensor info = call.empty(Dtype::int32, sizes);
+  call.start();
+  body(call, cov, MutualInformation{x.data(), nx, y.data(), ny, group, noise}, nats, info);
+  call.give(nats);
+  call.give(info);
+}
+
+#define INFOSLICE_BODY(name)                                                                  \
+  void name(Call& call, const Matrices& cov, const MutualInformation& of, const Tensor& nats, \
+            const Tensor& info) {                                                             \
+    if (cov.values.dtype == Dtype::float32) {                                                 \
+      cpu::name(cov.values.as<const float>(), cov.count, cov.d, of, nats.as<float>(),         \
+                info.as<int32_t>(), call.threads());                                          \
+    } else {                                                                                  \
+      cpu::name(cov.values.as<const double>(), cov.count, cov.d, of, nats.as<double>(),       \
+                info.as<int32_t>(), call.threads());                                          \
+    }                                                                                         \
+  }
+INFOSLICE_BODY(marginal_mi)
+INFOSLICE_BODY(conditional_mi)
+INFOSLICE_BODY(pairwise_mi)
+#undef INFOSLICE_BODY
+
+const Op gaussian_op(
+    "gaussian_mi(Tensor cov, int[] x, int[] y, float noise_variance) -> (Tensor, Tensor)",
+    host<marginal_mi>);
+const Op marginal_op(
+    "marginal_mi(Tensor cov, int[] x, int[] y, int group_size, float noise_variance) "
+    "-> (Tensor, Tensor)",
+    host<marginal_mi>);
+const Op conditional_op(
+    "conditional_mi(Tensor cov, int[] x, int[] y, int group_size, float noise_variance) "
+    "-> (Tensor, Tensor)",
+    host<conditional_mi>);
+const Op pairwise_op(
+    "pairwise_mi(Tensor cov, int[] x, int[] y, int group_size, float noise_variance) "
+    "-> (Tensor, Tensor)",
+    host<pairwise_mi>);
+
+}  // namespace
+}  // namespace infoslice

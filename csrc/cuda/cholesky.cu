@@ -1,0 +1,481 @@
+// Three paths by the order d of the matrices, all right-looking in panels of 32 columns whose
+// diagonal block one warp factors in registers, a row per lane:
+//   d <= 32                          a warp per matrix, nothing but registers
+//   lower triangle fits into shared  a block per matrix
+//   larger                           matrix in global memory, three kernels per panel, many blocks
+//   per matrix
+// Batch indices and offsets are 64 bits wide; grids that the device limits are walked in strides.
+#include "cholesky.h"
+
+#include "cuda/launch.h"
+
+namespace infoslice::cuda {
+namespace {
+
+constexpr unsigned kAll = 0xffffffffu;
+constexpr int kPanel = 32;     // columns of a panel: the lanes of a warp
+constexpr int kWarps = 4;      // of a block that factors a matrix per warp
+constexpr int kThreads = 256;  // of all other blocks
+constexpr int kTile = 4;       // rows and columns of a thread's part of an update
+constexpr int kUpdate = 64;    // rows and columns of a block's part of an update: 16 x 16 threads
+constexpr int64_t kMaxGrid = 65535;
+
+template <class T>
+__device__ __forceinline__ bool usable_pivot(T pivot);
+template <>
+__device__ __forceinline__ bool usable_pivot(float pivot) {
+  return pivot > 0.0f && pivot <= 3.402823466e+38f;
+}
+template <>
+__device__ __forceinline__ bool usable_pivot(double pivot) {
+  return pivot > 0.0 && pivot <= 1.7976931348623157e+308;
+}
+
+template <class T>
+__device__ __forceinline__ T not_a_number() {
+  return static_cast<T>(nan(""));
+}
+
+__device__ __forceinline__ double warp_sum(double value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kAll, value, offset);
+  return value;
+}
+
+/// Factors a D x D matrix held as a row per lane (lanes and columns behind the matrix: identity).
+/// Lane i ends with row i of L in row[0..i]. Returns, to all lanes, 0 or the first order whose
+/// leading minor is not positive.
+template <class T, int D>
+__device__ __forceinline__ int warp_factor(T (&row)[D], int lane) {
+  int info = 0;
+#pragma unroll
+  for (int j = 0; j < D; ++j) {
+    const T pivot = __shfl_sync(kAll, row[j], j);
+    if (info == 0 && !usable_pivot(pivot)) info = j + 1;
+    const T root = sqrt(pivot);
+    const T inverse = T(1) / root;
+    row[j] = lane > j ? row[j] * inverse : lane == j ? root : T(0);
+#pragma unroll
+    for (int k = j + 1; k < D; ++k) row[k] -= row[j] * __shfl_sync(kAll, row[j], k);
+  }
+  return info;
+}
+
+// ---- a warp per matrix
+// -----------------------------------------------------------------------------------------------
+
+template <class T, int D>
+__global__ void __launch_bounds__(kWarps * 32)
+    warp_kernel(const T* a, int64_t batch, int d, T* factor, T* logdet, int32_t* info) {
+  INFOSLICE_DYNAMIC_SHARED(T, tiles);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int stride = d | 1;  // odd: rows of a tile start in different banks
+  T* tile = tiles + warp * d * stride;
+  for (int64_t b = int64_t{blockIdx.x} * kWarps + warp; b < batch;
+       b += int64_t{gridDim.x} * kWarps) {
+    const T* source = a + b * d * d;
+    for (int e = lane; e < d * d; e += 32) tile[e / d * stride + e % d] = source[e];
+    __syncwarp();
+    T row[D];
+#pragma unroll
+    for (int k = 0; k < D; ++k)
+      row[k] = lane < d && k <= lane ? tile[lane * stride + k] : lane == k ? T(1) : T(0);
+    const int failed = warp_factor<T, D>(row, lane);
+    if (lane == 0) info[b] = failed;
+    if (logdet != nullptr) {
+      double mine = 0;
+#pragma unroll
+      for (int k = 0; k < D; ++k)
+        mine = k == lane && k < d ? log(static_cast<double>(row[k])) : mine;
+      const double sum = warp_sum(mine);
+      if (lane == 0) logdet[b] = failed ? not_a_number<T>() : static_cast<T>(2 * sum);
+    }
+    __syncwarp();  // all lanes have read the tile
+    if (factor != nullptr) {
+#pragma unroll
+      for (int k = 0; k < D; ++k) {
+        if (lane < d && k < d)
+          tile[lane * stride + k] = k > lane ? T(0) : failed ? not_a_number<T>() : row[k];
+      }
+      __syncwarp();
+      T* target = factor + b * d * d;
+      for (int e = lane; e < d * d; e += 32) target[e] = tile[e / d * stride + e % d];
+      __syncwarp();
+    }
+  }
+}
+
+// ---- parts of the other paths
+// ------------------------------------------------------------------------------------------
+
+/// Where the elements of a lower triangle lie.
+template <class T>
+struct Packed {  // row after row without the upper part
+  T* data;
+  __device__ T& at(int64_t i, int64_t j) const { return data[i * (i + 1) / 2 + j]; }
+};
+template <class T>
+struct Square {
+  T* data;
+  int64_t d;
+  __device__ T& at(int64_t i, int64_t j) const { return data[i * d + j]; }
+};
+
+/// One warp factors the diagonal block of the panel at p (n <= 32 columns) in place.
+template <class T, class Matrix>
+__device__ int factor_diagonal(const Matrix& m, int64_t p, int n, int lane) {
+  T row[kPanel];
+#pragma unroll
+  for (int k = 0; k < kPanel; ++k) {
+    row[k] = lane < n && k <= lane ? m.at(p + lane, p + k) : lane == k ? T(1) : T(0);
+  }
+  const int failed = warp_factor<T, kPanel>(row, lane);
+#pragma unroll
+  for (int k = 0; k < kPanel; ++k) {
+    if (lane < n && k <= lane) m.at(p + lane, p + k) = row[k];
+  }
+  return failed == 0 ? 0 : static_cast<int>(p) + failed;
+}
+
+/// Row i of the panel at p: x <- x L^-T with the factored diagonal block, whose element (j, k) is
+/// diagonal(j, k).
+template <class T, class Matrix, class Diagonal>
+__device__ __forceinline__ void solve_row(const Matrix& m, int64_t i, int64_t p,
+                                          const Diagonal& diagonal) {
+  T x[kPanel];
+#pragma unroll
+  for (int j = 0; j < kPanel; ++j) {
+    T value = m.at(i, p + j);
+#pragma unroll
+    for (int k = 0; k < j; ++k) value -= x[k] * diagonal(j, k);
+    x[j] = value / diagonal(j, j);
+  }
+#pragma unroll
+  for (int j = 0; j < kPanel; ++j) m.at(i, p + j) = x[j];
+}
+
+/// acc += rows(i0 + .., :) . columns(j0 + .., :) over the panel, for rows and columns below `end`.
+template <class T, class Rows>
+__device__ __forceinline__ void multiply_tile(T (&acc)[kTile][kTile], const Rows& left,
+                                              const Rows& right) {
+#pragma unroll 4
+  for (int k = 0; k < kPanel; ++k) {
+    T l[kTile], r[kTile];
+#pragma unroll
+    for (int s = 0; s < kTile; ++s) {
+      l[s] = left(s, k);
+      r[s] = right(s, k);
+    }
+#pragma unroll
+    for (int s = 0; s < kTile; ++s) {
+#pragma unroll
+      for (int t = 0; t < kTile; ++t) acc[s][t] += l[s] * r[t];
+    }
+  }
+}
+
+/// The tile row of the n-th tile of a lower triangle of tiles counted row by row.
+__device__ __forceinline__ int64_t tile_row(int64_t n) {
+  int64_t row = static_cast<int64_t>((sqrt(8.0 * static_cast<double>(n) + 1.0) - 1.0) / 2.0);
+  while (row * (row + 1) / 2 > n) --row;  // the root may be off by one
+  while ((row + 1) * (row + 2) / 2 <= n) ++row;
+  return row;
+}
+
+/// Sum over the threads of a block, in an order that does not depend on the scheduling; for thread
+/// 0.
+__device__ double block_sum(double value) {
+  __shared__ double partial[kThreads / 32];
+  value = warp_sum(value);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
+  __syncthreads();
+  double sum = 0;
+  if (threadIdx.x == 0) {
+    for (int w = 0; w < kThreads / 32; ++w) sum += partial[w];
+  }
+  __syncthreads();
+  return sum;
+}
+
+/// What a block does when its matrix is factored: log-determinant, or the factor with its upper
+/// triangle cleared.
+template <class T, class Matrix>
+__device__ void finish(const Matrix& m, int64_t d, int failed, T* factor, T* logdet) {
+  if (logdet != nullptr) {
+    double mine = 0;
+    for (int64_t i = threadIdx.x; i < d && !failed; i += kThreads)
+      mine += log(static_cast<double>(m.at(i, i)));
+    const double sum = block_sum(mine);
+    if (threadIdx.x == 0) *logdet = failed ? not_a_number<T>() : static_cast<T>(2 * sum);
+  }
+  if (factor != nullptr) {
+    for (int64_t e = threadIdx.x; e < d * d; e += kThreads) {
+      const int64_t i = e / d, j = e % d;
+      factor[e] = j > i ? T(0) : failed ? not_a_number<T>() : m.at(i, j);
+    }
+  }
+}
+
+// ---- a block per matrix, in shared memory
+// ------------------------------------------------------------------------------
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    block_kernel(const T* a, int64_t batch, int64_t d, T* factor, T* logdet, int32_t* info) {
+  INFOSLICE_DYNAMIC_SHARED(T, triangle);
+  __shared__ int failed;
+  const Packed<T> m{triangle};
+  for (int64_t b = blockIdx.x; b < batch; b += gridDim.x) {
+    for (int64_t e = threadIdx.x; e < d * d; e += kThreads) {
+      const int64_t i = e / d, j = e % d;
+      if (j <= i) m.at(i, j) = a[b * d * d + e];
+    }
+    if (threadIdx.x == 0) failed = 0;
+    __syncthreads();
+    for (int64_t p = 0; p < d; p += kPanel) {
+      const int n = static_cast<int>(d - p < kPanel ? d - p : kPanel);
+      if (threadIdx.x < 32) {
+        const int here = factor_diagonal<T>(m, p, n, static_cast<int>(threadIdx.x));
+        if (threadIdx.x == 0) failed = here;
+      }
+      __syncthreads();
+      if (failed != 0) break;  // the same for all threads
+      const int64_t below = p + kPanel;
+      const auto diagonal = [&](int j, int k) { return m.at(p + j, p + k); };
+      for (int64_t i = below + threadIdx.x; i < d; i += kThreads) solve_row<T>(m, i, p, diagonal);
+      __syncthreads();
+      const int64_t tiles = below < d ? (d - below + kTile - 1) / kTile : 0;
+      for (int64_t t = threadIdx.x; t < tiles * (tiles + 1) / 2; t += kThreads) {
+        const int64_t ti = tile_row(t), tj = t - ti * (ti + 1) / 2;
+        const int64_t i0 = below + ti * kTile, j0 = below + tj * kTile;
+        T acc[kTile][kTile] = {};
+        const auto rows_from =
+            [&](int64_t first) {  // rows behind the last one repeat it and are not stored
+              return [&m, first, d, p](int s, int k) {
+                return m.at(first + s < d ? first + s : d - 1, p + k);
+              };
+            };
+        multiply_tile<T>(acc, rows_from(i0), rows_from(j0));
+        for (int s = 0; s < kTile; ++s) {
+          for (int c = 0; c < kTile; ++c) {
+            if (i0 + s < d && j0 + c <= i0 + s) m.at(i0 + s, j0 + c) -= acc[s][c];
+          }
+        }
+      }
+      __syncthreads();
+    }
+    finish(m, d, failed, factor == nullptr ? nullptr : factor + b * d * d,
+           logdet == nullptr ? nullptr : logdet + b);
+    if (threadIdx.x == 0) info[b] = failed;
+    __syncthreads();  // the next matrix overwrites this one
+  }
+}
+
+// ---- global memory
+// -----------------------------------------------------------------------------------------------------
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    copy_lower_kernel(const T* a, int64_t batch, int64_t d, T* m, int32_t* info) {
+  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x,
+                step = int64_t{gridDim.x} * kThreads;
+  for (int64_t e = first; e < batch * d * d; e += step) {
+    if (e % d <= e / d % d) m[e] = a[e];
+  }
+  for (int64_t b = first; b < batch; b += step) info[b] = 0;
+}
+
+template <class T>
+__global__ void __launch_bounds__(32)
+    diagonal_kernel(int64_t batch, int64_t d, int64_t p, T* m, int32_t* info) {
+  const int n = static_cast<int>(d - p < kPanel ? d - p : kPanel);
+  for (int64_t b = blockIdx.x; b < batch; b += gridDim.x) {
+    if (info[b] != 0) continue;
+    const int failed =
+        factor_diagonal<T>(Square<T>{m + b * d * d, d}, p, n, static_cast<int>(threadIdx.x));
+    __syncwarp();  // all lanes have read info[b]
+    if (threadIdx.x == 0) info[b] = failed;
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    solve_kernel(int64_t batch, int64_t d, int64_t p, T* m, const int32_t* info) {
+  __shared__ T block[kPanel][kPanel + 1];
+  const int64_t i = p + kPanel + int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  for (int64_t b = blockIdx.y; b < batch; b += gridDim.y) {
+    if (info[b] != 0) continue;  // the same for all threads
+    const Square<T> matrix{m + b * d * d, d};
+    for (int e = threadIdx.x; e < kPanel * kPanel; e += kThreads) {
+      block[e / kPanel][e % kPanel] = matrix.at(p + e / kPanel, p + e % kPanel);
+    }
+    __syncthreads();
+    if (i < d) solve_row<T>(matrix, i, p, [&](int j, int k) { return block[j][k]; });
+    __syncthreads();
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    update_kernel(int64_t batch, int64_t d, int64_t p, T* m, const int32_t* info) {
+  __shared__ T left[kUpdate][kPanel + 1], right[kUpdate][kPanel + 1];
+  const int64_t ti = tile_row(blockIdx.x), tj = blockIdx.x - ti * (ti + 1) / 2;
+  const int64_t i0 = p + kPanel + ti * kUpdate, j0 = p + kPanel + tj * kUpdate;
+  const int row = static_cast<int>(threadIdx.x) / 16 * kTile,
+            column = static_cast<int>(threadIdx.x) % 16 * kTile;
+  for (int64_t b = blockIdx.y; b < batch; b += gridDim.y) {
+    if (info[b] != 0) continue;  // the same for all threads
+    const Square<T> matrix{m + b * d * d, d};
+    for (int e = threadIdx.x; e < kUpdate * kPanel; e += kThreads) {
+      const int r = e / kPanel, k = e % kPanel;
+      left[r][k] = i0 + r < d ? matrix.at(i0 + r, p + k) : T(0);
+      right[r][k] = j0 + r < d ? matrix.at(j0 + r, p + k) : T(0);
+    }
+    __syncthreads();
+    T acc[kTile][kTile] = {};
+    const auto rows_of = [](T(*rows)[kPanel + 1], int first) {
+      return [rows, first](int s, int k) { return rows[first + s][k]; };
+    };
+    multiply_tile<T>(acc, rows_of(left, row), rows_of(right, column));
+    for (int s = 0; s < kTile; ++s) {
+      for (int c = 0; c < kTile; ++c) {
+        const int64_t i = i0 + row + s, j = j0 + column + c;
+        if (i < d && j <= i) matrix.at(i, j) -= acc[s][c];
+      }
+    }
+    __syncthreads();
+  }
+}
+
+/// `factor` is m itself, or null where only the log-determinant is wanted.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    finish_kernel(int64_t batch, int64_t d, T* m, T* factor, T* logdet, const int32_t* info) {
+  for (int64_t b = blockIdx.x; b < batch; b += gridDim.x) {
+    finish(Square<T>{m + b * d * d, d}, d, info[b],
+           factor == nullptr ? nullptr : factor + b * d * d,
+           logdet == nullptr ? nullptr : logdet + b);
+  }
+}
+
+// ---- host
+// --------------------------------------------------------------------------------------------------------------
+
+constexpr unsigned grid(int64_t blocks) {
+  return static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid);
+}
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class T>
+int64_t triangle_bytes(int64_t d) {
+  return d * (d + 1) / 2 * static_cast<int64_t>(sizeof(T));
+}
+
+/// Bytes of dynamic shared memory a block of block_kernel may have.
+cudaError_t shared_memory_limit(int64_t* bytes) {
+  int device = 0, limit = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  *bytes = limit - 128;  // what the kernel declares statically
+  return error;
+}
+
+template <class T, int D>
+cudaError_t run_warps(const T* a, int64_t batch, int64_t d, T* factor, T* logdet, int32_t* info,
+                      void* stream) {
+  const size_t bytes = static_cast<size_t>(kWarps * d * (d | 1)) * sizeof(T);
+  const auto kernel = warp_kernel<T, D>;
+  INFOSLICE_LAUNCH(kernel, grid(divide_up(batch, kWarps)), kWarps * 32, bytes, stream, a, batch,
+                   static_cast<int>(d), factor, logdet, info);
+  return cudaGetLastError();
+}
+
+template <class T>
+cudaError_t run_blocks(const T* a, int64_t batch, int64_t d, T* factor, T* logdet, int32_t* info,
+                       void* stream) {
+  const auto kernel = block_kernel<T>;
+  const int64_t bytes = triangle_bytes<T>(d);
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (error != cudaSuccess) return error;
+  INFOSLICE_LAUNCH(kernel, grid(batch), kThreads, static_cast<size_t>(bytes), stream, a, batch, d,
+                   factor, logdet, info);
+  return cudaGetLastError();
+}
+
+template <class T>
+cudaError_t run_global(const T* a, int64_t batch, int64_t d, T* m, T* factor, T* logdet,
+                       int32_t* info, void* stream) {
+  const auto copy = copy_lower_kernel<T>;
+  const auto diagonal = diagonal_kernel<T>;
+  const auto solve = solve_kernel<T>;
+  const auto update = update_kernel<T>;
+  const auto end = finish_kernel<T>;
+  INFOSLICE_LAUNCH(copy, grid(divide_up(batch * d * d, kThreads)), kThreads, 0, stream, a, batch, d,
+                   m, info);
+  cudaError_t error = cudaGetLastError();
+  for (int64_t p = 0; p < d && error == cudaSuccess; p += kPanel) {
+    INFOSLICE_LAUNCH(diagonal, grid(batch), 32, 0, stream, batch, d, p, m, info);
+    error = cudaGetLastError();
+    const int64_t below = d - p - kPanel;
+    if (below <= 0 || error != cudaSuccess) break;
+    const dim3 rows(static_cast<unsigned>(divide_up(below, kThreads)), grid(batch));
+    INFOSLICE_LAUNCH(solve, rows, kThreads, 0, stream, batch, d, p, m, info);
+    error = cudaGetLastError();
+    if (error != cudaSuccess) break;
+    const int64_t tiles = divide_up(below, kUpdate);
+    const dim3 triangle(static_cast<unsigned>(tiles * (tiles + 1) / 2), grid(batch));
+    INFOSLICE_LAUNCH(update, triangle, kThreads, 0, stream, batch, d, p, m, info);
+    error = cudaGetLastError();
+  }
+  if (error != cudaSuccess) return error;
+  INFOSLICE_LAUNCH(end, grid(batch), kThreads, 0, stream, batch, d, m, factor, logdet, info);
+  return cudaGetLastError();
+}
+
+template <class T>
+int run(const T* a, int64_t batch, int64_t d, T* factor, T* logdet, int32_t* info, T* workspace,
+        void* stream) {
+  if (batch == 0 || d == 0) return cudaSuccess;
+  if (d <= 8) return run_warps<T, 8>(a, batch, d, factor, logdet, info, stream);
+  if (d <= 16) return run_warps<T, 16>(a, batch, d, factor, logdet, info, stream);
+  if (d <= 32) return run_warps<T, 32>(a, batch, d, factor, logdet, info, stream);
+  int64_t limit = 0;
+  const cudaError_t error = shared_memory_limit(&limit);
+  if (error != cudaSuccess) return error;
+  if (triangle_bytes<T>(d) <= limit) return run_blocks(a, batch, d, factor, logdet, info, stream);
+  return run_global(a, batch, d, factor == nullptr ? workspace : factor, factor, logdet, info,
+                    stream);
+}
+
+}  // namespace
+
+template <class T>
+int cholesky(const T* a, int64_t batch, int64_t d, T* factor, int32_t* info, void* stream) {
+  return run<T>(a, batch, d, factor, nullptr, info, nullptr, stream);
+}
+
+template <class T>
+size_t logdet_workspace(int64_t batch, int64_t d) {
+  int64_t limit = 0;
+  if (d <= kPanel || shared_memory_limit(&limit) != cudaSuccess || triangle_bytes<T>(d) <= limit)
+    return 0;
+  return static_cast<size_t>(batch * d * d) * sizeof(T);
+}
+
+template <class T>
+int logdet(const T* a, int64_t batch, int64_t d, T* logdet, int32_t* info, void* workspace,
+           void* stream) {
+  return run<T>(a, batch, d, nullptr, logdet, info, static_cast<T*>(workspace), stream);
+}
+
+#define INFOSLICE_INSTANTIATE(T)                                          \
+  template int cholesky(const T*, int64_t, int64_t, T*, int32_t*, void*); \
+  template size_t logdet_workspace<T>(int64_t, int64_t);                  \
+  template int logdet(const T*, int64_t, int64_t, T*, int32_t*, void*, void*);
+INFOSLICE_INSTANTIATE(float)
+INFOSLICE_INSTANTIATE(double)
+#undef INFOSLICE_INSTANTIATE
+
+}  // namespace infoslice::cuda

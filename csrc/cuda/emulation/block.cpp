@@ -1,0 +1,64 @@
+// What the two ways to run a block have in common.
+#include "cuda/emulation/block.h"
+
+#include <algorithm>
+#include <sstream>
+
+namespace infoslice::emulation {
+
+bool finish_collective(CudaThread* const* warp, int lanes, const CudaThread& me) {
+  for (int i = 0; i < lanes; ++i) {
+    const bool waited_for = (me.mask >> i & 1u) != 0;
+    const CudaThread& other = *warp[i];
+    if (waited_for && (other.state != CudaThread::at_collective || other.kind != me.kind ||
+                       other.mask != me.mask)) {
+      return false;
+    }
+  }
+  uint64_t values[kWarp] = {};
+  for (int i = 0; i < lanes; ++i) values[i] = warp[i]->value;
+  const unsigned mask = me.mask;
+  for (int i = 0; i < lanes; ++i) {
+    if ((mask >> i & 1u) == 0) continue;
+    std::copy(values, values + kWarp, warp[i]->received);
+    warp[i]->state = CudaThread::ready;
+  }
+  return true;
+}
+
+std::string at(Place place) {
+  return std::string(" (") + place.file + ":" + std::to_string(place.line) + ")";
+}
+
+std::string describe(const CudaThread* threads, int count) {
+  const auto doing = [](const CudaThread& thread) -> std::string {
+    static const char* const kinds[] = {"__syncwarp", "a shuffle", "a vote"};
+    switch (thread.state) {
+      case CudaThread::returned:
+        return "returned";
+      case CudaThread::at_barrier:
+        return "at __syncthreads" + at(thread.place);
+      case CudaThread::at_collective: {
+        std::ostringstream mask;
+        mask << " of lanes 0x" << std::hex << thread.mask;
+        return std::string("at ") + kinds[static_cast<int>(thread.kind)] + mask.str() +
+               at(thread.place);
+      }
+      default:
+        return "running";
+    }
+  };
+  std::ostringstream text;
+  for (int begin = 0; begin < count;) {
+    const std::string what = doing(threads[begin]);
+    int end = begin + 1;
+    while (end < count && doing(threads[end]) == what) ++end;
+    text << (begin ? "; " : "") << "thread" << (end - begin > 1 ? "s " : " ") << begin;
+    if (end - begin > 1) text << "-" << end - 1;
+    text << " " << what;
+    begin = end;
+  }
+  return text.str();
+}
+
+}  // namespace infoslice::emulation

@@ -1,0 +1,66 @@
+// One running block. fibers.cpp and threads.cpp implement it, one of them per build.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda_runtime.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#define INFOSLICE_ADDRESS_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define INFOSLICE_ADDRESS_SANITIZER 1
+#endif
+#endif
+#ifndef INFOSLICE_ADDRESS_SANITIZER
+#define INFOSLICE_ADDRESS_SANITIZER 0
+#endif
+
+namespace infoslice::emulation {
+
+constexpr bool kSanitizedAddresses = INFOSLICE_ADDRESS_SANITIZER;
+constexpr int kWarp = 32;
+
+struct CudaThread {
+  enum State { ready, at_barrier, at_collective, returned };
+  Position position{};
+  int index = 0;
+  State state = ready;
+  Place place{"", 0};  // where it waits
+  Collective kind = Collective::sync;
+  unsigned mask = 0;
+  uint64_t value = 0;
+  uint64_t received[kWarp] = {};
+};
+
+/// Brings the collective on which `me` has just arrived to its end if all lanes are there, else
+/// leaves `me` waiting. `warp` are the `lanes` threads of its warp. Lanes that the block does not
+/// have are not waited for.
+bool finish_collective(CudaThread* const* warp, int lanes, const CudaThread& me);
+
+/// "threads 0-31 wait at __syncthreads (file:12); thread 32 has returned", for all that are not
+/// ready.
+std::string describe(const CudaThread* threads, int count);
+
+std::string at(Place place);
+
+class Block {
+ public:
+  Block(uint3 index, dim3 size, dim3 grid, void* shared, const std::function<void()>& body,
+        std::mt19937_64& random);
+  ~Block();
+  std::string run();  // what went wrong, or nothing
+
+  void* const shared;
+
+  struct Implementation;
+
+ private:
+  std::unique_ptr<Implementation> implementation_;
+};
+
+}  // namespace infoslice::emulation

@@ -1,0 +1,210 @@
+// A block on fibers (ucontext): all its threads on one thread of the system, switched at barriers
+// and collectives.
+#ifndef INFOSLICE_EMULATION_THREADS
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <exception>
+
+#include "cuda/emulation/block.h"
+
+#if INFOSLICE_ADDRESS_SANITIZER
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace infoslice::emulation {
+namespace {
+
+constexpr size_t kStackBytes = 256 * 1024;
+
+using Stack = std::unique_ptr<char[]>;
+std::vector<Stack>
+    spare_stacks;  // not used again under AddressSanitizer, which remembers their frames
+
+struct Fiber {
+  CudaThread thread;
+  ucontext_t context;
+  Stack stack;
+  void* fake_stack = nullptr;  // AddressSanitizer's
+};
+
+Block::Implementation* current_block = nullptr;
+Fiber* current_fiber = nullptr;
+
+}  // namespace
+
+struct Block::Implementation {
+  Implementation(uint3 index, dim3 size, dim3 grid, const std::function<void()>& kernel,
+                 std::mt19937_64& generator)
+      : body(kernel), random(generator), fibers(size.x * size.y * size.z) {
+    for (size_t i = 0; i < fibers.size(); ++i) {
+      Fiber& fiber = fibers[i];
+      const unsigned flat = static_cast<unsigned>(i);
+      fiber.thread.index = static_cast<int>(i);
+      fiber.thread.position = {
+          {flat % size.x, flat / size.x % size.y, flat / size.x / size.y}, index, size, grid};
+      if (spare_stacks.empty()) {
+        fiber.stack.reset(new char[kStackBytes]);
+      } else {
+        fiber.stack = std::move(spare_stacks.back());
+        spare_stacks.pop_back();
+      }
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = kStackBytes;
+      fiber.context.uc_link = nullptr;
+      makecontext(&fiber.context, &Implementation::enter, 0);
+    }
+  }
+
+  ~Implementation() {
+    if (kSanitizedAddresses || !problem.empty())
+      return;  // stacks of threads that never returned are thrown away
+    for (Fiber& fiber : fibers) spare_stacks.push_back(std::move(fiber.stack));
+  }
+
+  std::string run() {
+    current_block = this;
+    std::vector<Fiber*> ready;
+    for (;;) {
+      ready.clear();
+      for (Fiber& fiber : fibers) {
+        if (fiber.thread.state == CudaThread::ready) ready.push_back(&fiber);
+      }
+      if (ready.empty() && !release_barrier()) break;
+      std::shuffle(ready.begin(), ready.end(), random);
+      for (Fiber* fiber : ready) {
+        resume(*fiber);
+        if (!problem.empty()) return problem;
+      }
+    }
+    return problem;
+  }
+
+  /// Nobody can run: all have returned, or all wait at one barrier, or the kernel is wrong.
+  bool release_barrier() {
+    const auto in = [&](CudaThread::State state) {
+      return static_cast<size_t>(
+          std::count_if(fibers.begin(), fibers.end(),
+                        [&](const Fiber& fiber) { return fiber.thread.state == state; }));
+    };
+    if (in(CudaThread::returned) == fibers.size()) return false;
+    const Place& first = fibers[0].thread.place;
+    const bool one_barrier = in(CudaThread::at_barrier) == fibers.size() &&
+                             std::all_of(fibers.begin(), fibers.end(), [&](const Fiber& fiber) {
+                               return fiber.thread.place.line == first.line &&
+                                      std::strcmp(fiber.thread.place.file, first.file) == 0;
+                             });
+    if (!one_barrier) {
+      std::vector<CudaThread> threads;
+      for (const Fiber& fiber : fibers) threads.push_back(fiber.thread);
+      problem = (in(CudaThread::at_barrier) > 0 ? "divergent barrier: " : "deadlock: ") +
+                describe(threads.data(), static_cast<int>(threads.size()));
+      return false;
+    }
+    for (Fiber& fiber : fibers) fiber.thread.state = CudaThread::ready;
+    return true;
+  }
+
+  void resume(Fiber& fiber) {
+    current_fiber = &fiber;
+#if INFOSLICE_ADDRESS_SANITIZER
+    void* own = nullptr;
+    __sanitizer_start_switch_fiber(&own, fiber.stack.get(), kStackBytes);
+#endif
+    swapcontext(&scheduler, &fiber.context);
+#if INFOSLICE_ADDRESS_SANITIZER
+    __sanitizer_finish_switch_fiber(own, nullptr, nullptr);
+#endif
+    current_fiber = nullptr;
+  }
+
+  /// Back to the scheduler; comes back here when it resumes the fiber, if ever.
+  void suspend(bool for_good) {
+    Fiber& fiber = *current_fiber;
+#if INFOSLICE_ADDRESS_SANITIZER
+    __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber.fake_stack, scheduler_stack,
+                                   scheduler_stack_bytes);
+#endif
+    (void)for_good;
+    swapcontext(&fiber.context, &scheduler);
+#if INFOSLICE_ADDRESS_SANITIZER
+    __sanitizer_finish_switch_fiber(fiber.fake_stack, nullptr, nullptr);
+#endif
+  }
+
+  [[noreturn]] void stop(const std::string& what) {
+    problem = what;
+    for (;;) suspend(true);
+  }
+
+  static void enter() {
+#if INFOSLICE_ADDRESS_SANITIZER
+    __sanitizer_finish_switch_fiber(nullptr, &current_block->scheduler_stack,
+                                    &current_block->scheduler_stack_bytes);
+#endif
+    try {
+      current_block->body();
+      current_fiber->thread.state = CudaThread::returned;
+    } catch (const std::exception& error) {
+      current_block->problem = std::string("a kernel threw: ") + error.what();
+    }
+    for (;;) current_block->suspend(true);
+  }
+
+  const std::function<void()>& body;
+  std::mt19937_64& random;
+  std::vector<Fiber> fibers;
+  ucontext_t scheduler;
+  const void* scheduler_stack = nullptr;
+  size_t scheduler_stack_bytes = 0;
+  std::string problem;
+};
+
+Block::Block(uint3 index, dim3 size, dim3 grid, void* shared_memory,
+             const std::function<void()>& body, std::mt19937_64& random)
+    : shared(shared_memory), implementation_(new Implementation(index, size, grid, body, random)) {}
+Block::~Block() = default;
+std::string Block::run() { return implementation_->run(); }
+
+const Position& position() { return current_fiber->thread.position; }
+int lane() { return current_fiber->thread.index % kWarp; }
+
+void sync_threads(Place place) {
+  current_fiber->thread.state = CudaThread::at_barrier;
+  current_fiber->thread.place = place;
+  current_block->suspend(false);
+}
+
+const uint64_t* exchange(Collective kind, unsigned mask, uint64_t value, Place place) {
+  CudaThread& me = current_fiber->thread;
+  me.state = CudaThread::at_collective;
+  me.kind = kind;
+  me.mask = mask;
+  me.value = value;
+  me.place = place;
+  std::vector<Fiber>& fibers = current_block->fibers;
+  const int first = me.index / kWarp * kWarp;
+  if ((mask >> (me.index - first) & 1u) == 0) {
+    current_block->stop("lane " + std::to_string(me.index - first) +
+                        " is not in the mask it gives" + at(place));
+  }
+  const int lanes = std::min(kWarp, static_cast<int>(fibers.size()) - first);
+  CudaThread* warp[kWarp];
+  for (int i = 0; i < lanes; ++i) warp[i] = &fibers[static_cast<size_t>(first + i)].thread;
+  if (!finish_collective(warp, lanes, me)) current_block->suspend(false);
+  return me.received;
+}
+
+uint64_t read_lane(const uint64_t* values, unsigned mask, int source, Place place) {
+  if ((mask >> source & 1u) == 0) {
+    current_block->stop("a shuffle reads lane " + std::to_string(source) +
+                        ", which is not in its mask" + at(place));
+  }
+  return values[source];
+}
+
+}  // namespace infoslice::emulation
+
+#endif

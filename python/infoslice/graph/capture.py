@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +43,7 @@ def capture(shell: Shell, specs: Any) -> Capture:
     """
     args, kwargs = shell.fakes(specs)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), _quiet():
             program = torch.export.export(shell.module, args, kwargs, strict=False)
     except Exception as error:  # whatever a foreign forward raises, under torch's own wrappers
         raise TraceError(_explain(shell.module, error)) from error
@@ -66,6 +67,20 @@ def capture(shell: Shell, specs: Any) -> Capture:
         _check_sizes(node)
     outputs = tensor_shapes([n.meta.get("val") for n in nodes[-1].all_input_nodes])
     return Capture(nodes, states, frozenset(constants), tuple(outputs))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings and no logged tracebacks: what goes wrong is raised, and some runs are trials."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = disabled
 
 
 def _check_sizes(node: fx.Node) -> None:

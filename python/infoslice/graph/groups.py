@@ -27,9 +27,9 @@ def build_groups(walk: Walk, shell: nn.Module) -> tuple[tuple[ChannelGroup, ...]
     for tensor, value in walk.weights.items():
         for axis, dim in enumerate(value.dims):
             for atom, index_map in index_maps(dim) or ():
-                carried = [Use(tensor, axis, "follow", _owner(tensor))]
-                for use in dict.fromkeys(uses.get((tensor, axis), carried)):
-                    piece = ChannelSlice(tensor, axis, index_map, use.module, use.role)
+                otherwise = [Use(tensor, axis, "follow", _owner(tensor))]
+                for one in dict.fromkeys(uses.get((tensor, axis), otherwise)):
+                    piece = ChannelSlice(tensor, axis, index_map, one.module, one.role)
                     slices.setdefault(atom, []).append(piece)
     renormalised: dict[Atom, dict[str, None]] = {}
     for where, dim in walk.renormalised:
@@ -54,10 +54,12 @@ def build_groups(walk: Walk, shell: nn.Module) -> tuple[tuple[ChannelGroup, ...]
         consumers = _modules(of_atom, "in")
         carried = [*_modules(of_atom, "follow")]
         carried += [piece.module for piece in slices[atom] if piece.role == "follow"]
-        name, copies = producers[0], 1
+        writer = next(use for use in of_atom if use.role == "out")
+        first = writer.module or writer.tensor  # weights of the model itself go by their own name
+        name, copies = first, 1
         while name in named:  # one layer may write several groups, side by side
             copies += 1
-            name = f"{producers[0]}#{copies}"
+            name = f"{first}#{copies}"
         named[name] = atom
         reason = atom.reason or ("" if consumers else "no layer reads these channels")
         groups.append(

@@ -65,7 +65,7 @@ def trace(
         # follow a cut, if it spells them out they do not: only running a smaller copy tells.
         all_but_one = {g.name: torch.arange(g.channels - 1) for g in graph.prunable}
         for name, failure in failing_groups(graph, shell.module, all_but_one).items():
-            pin(graph.signature.atoms[name], f"with fewer channels {failure}")
+            pin(graph.signature.atoms[name], f"a smaller copy does not run alike: {failure}")
         graph = _graph(walk, captured, shell, specs, refused)
     return graph
 

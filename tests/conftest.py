@@ -10,8 +10,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# max |error| / max |reference| of an op whose inputs have this dtype and whose results are as precise
-# as its inputs (float32 for the 16-bit ones): rounding of some hundreds of operations.
+# max |error| / max |reference| of an op whose inputs have this dtype and whose results are as
+# precise as its inputs (float32 for the 16-bit ones): rounding of some hundreds of operations.
 TOLERANCES = {
     torch.float64: 1e-13,
     torch.float32: 2e-6,
@@ -32,7 +32,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def assert_close() -> Callable[..., None]:
-    """assert_close(actual, reference, dtype): all entries, relative to the largest of the reference."""
+    """assert_close(actual, reference, dtype): all entries, relative to the largest expected."""
 
     def check(
         actual: torch.Tensor,

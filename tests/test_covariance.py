@@ -16,7 +16,7 @@ CHANNELS = [1, 2, 31, 32, 33, 127, 128, 129]
 
 
 def samples(n: int, channels: int, dtype: torch.dtype, mean: float = 0.0) -> torch.Tensor:
-    """[n, C] with correlated channels of different scales and means of `mean` standard deviations."""
+    """[n, C]: correlated channels of different scales, means of `mean` standard deviations."""
     mix = torch.randn(channels, channels, dtype=torch.float64) / channels**0.5
     mix += torch.eye(channels, dtype=torch.float64)
     x = torch.randn(n, channels, dtype=torch.float64) @ mix
@@ -342,42 +342,119 @@ def test_no_gradient_is_said_not_dropped():
 
 
 BAD = [
-    (ValueError, r"covariance: x: expected at least 2 samples for correction 1, got 1",
-     lambda t: ops.covariance(t(1, 3))),
-    (ValueError, "covariance: x: expected at least 1 samples", lambda t: ops.covariance(t(0, 3), correction=0)),
+    (
+        ValueError,
+        r"covariance: x: expected at least 2 samples for correction 1, got 1",
+        lambda t: ops.covariance(t(1, 3)),
+    ),
+    (
+        ValueError,
+        "covariance: x: expected at least 1 samples",
+        lambda t: ops.covariance(t(0, 3), correction=0),
+    ),
     (ValueError, "covariance: x: expected at least 1 channel", lambda t: ops.covariance(t(4, 0))),
     (ValueError, "covariance: x: expected at least 2 dimensions", lambda t: ops.covariance(t(4))),
-    (ValueError, "covariance: x: expected at least 3 dimensions", lambda t: ops.covariance(t(4, 3), batch_dims=1)),
-    (ValueError, "covariance: batch_dims: expected 0 or more, got -1",
-     lambda t: ops.covariance(t(4, 3), batch_dims=-1)),
-    (ValueError, "covariance: correction: expected 0 or more, got -1",
-     lambda t: ops.covariance(t(4, 3), correction=-1)),
-    (ValueError, "covariance: channel_dim: expected a dimension", lambda t: ops.covariance(t(4, 3), channel_dim=2)),
-    (ValueError, "covariance: channel_dim: expected a dimension", lambda t: ops.covariance(t(4, 3), channel_dim=-3)),
-    (ValueError, "covariance: channel_dim", lambda t: ops.covariance(t(4, 3, 2), channel_dim=0, batch_dims=1)),
-    (TypeError, "covariance: x: expected float64, float32, bfloat16, float16, got int64",
-     lambda t: ops.covariance(t(4, 3, kind="int64"))),
-    (ValueError, "cross_covariance: y: expected the shape of x", lambda t: ops.cross_covariance(t(4, 3), t(5, 3))),
-    (ValueError, "cross_covariance: y: expected the shape of x", lambda t: ops.cross_covariance(t(4, 3), t(4))),
-    (ValueError, "cross_covariance: y: expected the shape of x", lambda t: ops.cross_covariance(t(4, 3), t(4, 0))),
-    (TypeError, "cross_covariance: y: expected the dtype of x, float32, got float64",
-     lambda t: ops.cross_covariance(t(4, 3), t(4, 3, kind="float64"))),
-    (ValueError, r"patch_covariance: x: expected \[N, C, H, W\]", lambda t: ops.patch_covariance(t(4, 3), 1)),
-    (ValueError, "patch_covariance: kernel_size: expected a kernel within",
-     lambda t: ops.patch_covariance(t(1, 1, 4, 4), 5)),
-    (ValueError, "patch_covariance: kernel_size: expected 1 or more", lambda t: ops.patch_covariance(t(1, 1, 4, 4), 0)),
-    (ValueError, "patch_covariance: kernel_size: expected 2 values",
-     lambda t: ops.patch_covariance(t(1, 1, 4, 4), (1, 2, 3))),
-    (ValueError, "patch_covariance: stride: expected 1 or more",
-     lambda t: ops.patch_covariance(t(1, 1, 4, 4), 2, stride=0)),
-    (ValueError, "patch_covariance: padding: expected 0 or more",
-     lambda t: ops.patch_covariance(t(1, 1, 4, 4), 2, padding=(0, -1))),
-    (ValueError, "patch_covariance: dilation: expected 1 or more",
-     lambda t: ops.patch_covariance(t(1, 1, 4, 4), 2, dilation=0)),
-    (ValueError, "patch_cross_covariance: y: expected the output positions",
-     lambda t: ops.patch_cross_covariance(t(1, 1, 4, 4), t(1, 1, 4, 4), 2)),
-    (ValueError, "patch_covariance: x: expected at least 2 samples", lambda t: ops.patch_covariance(t(1, 1, 4, 4), 4)),
-]  # fmt: skip
+    (
+        ValueError,
+        "covariance: x: expected at least 3 dimensions",
+        lambda t: ops.covariance(t(4, 3), batch_dims=1),
+    ),
+    (
+        ValueError,
+        "covariance: batch_dims: expected 0 or more, got -1",
+        lambda t: ops.covariance(t(4, 3), batch_dims=-1),
+    ),
+    (
+        ValueError,
+        "covariance: correction: expected 0 or more, got -1",
+        lambda t: ops.covariance(t(4, 3), correction=-1),
+    ),
+    (
+        ValueError,
+        "covariance: channel_dim: expected a dimension",
+        lambda t: ops.covariance(t(4, 3), channel_dim=2),
+    ),
+    (
+        ValueError,
+        "covariance: channel_dim: expected a dimension",
+        lambda t: ops.covariance(t(4, 3), channel_dim=-3),
+    ),
+    (
+        ValueError,
+        "covariance: channel_dim",
+        lambda t: ops.covariance(t(4, 3, 2), channel_dim=0, batch_dims=1),
+    ),
+    (
+        TypeError,
+        "covariance: x: expected float64, float32, bfloat16, float16, got int64",
+        lambda t: ops.covariance(t(4, 3, kind="int64")),
+    ),
+    (
+        ValueError,
+        "cross_covariance: y: expected the shape of x",
+        lambda t: ops.cross_covariance(t(4, 3), t(5, 3)),
+    ),
+    (
+        ValueError,
+        "cross_covariance: y: expected the shape of x",
+        lambda t: ops.cross_covariance(t(4, 3), t(4)),
+    ),
+    (
+        ValueError,
+        "cross_covariance: y: expected the shape of x",
+        lambda t: ops.cross_covariance(t(4, 3), t(4, 0)),
+    ),
+    (
+        TypeError,
+        "cross_covariance: y: expected the dtype of x, float32, got float64",
+        lambda t: ops.cross_covariance(t(4, 3), t(4, 3, kind="float64")),
+    ),
+    (
+        ValueError,
+        r"patch_covariance: x: expected \[N, C, H, W\]",
+        lambda t: ops.patch_covariance(t(4, 3), 1),
+    ),
+    (
+        ValueError,
+        "patch_covariance: kernel_size: expected a kernel within",
+        lambda t: ops.patch_covariance(t(1, 1, 4, 4), 5),
+    ),
+    (
+        ValueError,
+        "patch_covariance: kernel_size: expected 1 or more",
+        lambda t: ops.patch_covariance(t(1, 1, 4, 4), 0),
+    ),
+    (
+        ValueError,
+        "patch_covariance: kernel_size: expected 2 values",
+        lambda t: ops.patch_covariance(t(1, 1, 4, 4), (1, 2, 3)),
+    ),
+    (
+        ValueError,
+        "patch_covariance: stride: expected 1 or more",
+        lambda t: ops.patch_covariance(t(1, 1, 4, 4), 2, stride=0),
+    ),
+    (
+        ValueError,
+        "patch_covariance: padding: expected 0 or more",
+        lambda t: ops.patch_covariance(t(1, 1, 4, 4), 2, padding=(0, -1)),
+    ),
+    (
+        ValueError,
+        "patch_covariance: dilation: expected 1 or more",
+        lambda t: ops.patch_covariance(t(1, 1, 4, 4), 2, dilation=0),
+    ),
+    (
+        ValueError,
+        "patch_cross_covariance: y: expected the output positions",
+        lambda t: ops.patch_cross_covariance(t(1, 1, 4, 4), t(1, 1, 4, 4), 2),
+    ),
+    (
+        ValueError,
+        "patch_covariance: x: expected at least 2 samples",
+        lambda t: ops.patch_covariance(t(1, 1, 4, 4), 4),
+    ),
+]
 
 
 @pytest.mark.parametrize("route", ["torch", "numpy"])
@@ -427,7 +504,7 @@ def test_nan_is_named_in_batches_y_and_patches():
     clean = torch.randn(2, 3, 40, 5)
     with pytest.raises(ValueError, match="cross_covariance: y: expected finite values"):
         ops.cross_covariance(clean, x, batch_dims=2)
-    with pytest.raises(ValueError, match="patch_covariance: x: .* in channel 2$"):
+    with pytest.raises(ValueError, match=r"patch_covariance: x: .* in channel 2$"):
         ops.patch_covariance(x, 3, padding=1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 import numpy as np
@@ -32,9 +33,24 @@ core.register_torch(os.path.join(os.path.dirname(torch.__file__), "lib"), torch.
 
 
 def torch_op(name: str) -> Callable[..., Any]:
-    """The torch operator ``infoslice::name``."""
+    """The torch operator ``infoslice::name``; an argument of a wrong type raises TypeError."""
     op: Callable[..., Any] = getattr(torch.ops.infoslice, name).default
-    return op
+
+    def call(*args: Any) -> Any:
+        try:
+            return op(*args)
+        except RuntimeError as error:  # torch says so before the op sees the arguments
+            refusal = re.match(
+                r"infoslice::\w+\(\) Expected a value of type '(.+)' for argument '(\w+)' "
+                r"but instead found type '(.+)'\.",
+                str(error),
+            )
+            if refusal is None:
+                raise
+            expected, argument, got = refusal.groups()
+        raise TypeError(f"{name}: {argument}: expected {expected}, got {got}")
+
+    return call
 
 
 def register_fake(name: str) -> Callable[[F], F]:

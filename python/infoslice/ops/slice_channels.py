@@ -51,6 +51,12 @@ def slice_channels(
     axes = [int(axis) for axes in dims for axis in axes]
     indices = [index for arrays in keep for index in arrays]
     if tensors and isinstance(tensors[0], torch.Tensor):
+        for tensor in tensors:
+            if not isinstance(tensor, torch.Tensor):
+                raise TypeError(
+                    "slice_channels: tensors: expected only torch tensors, got "
+                    f"{type(tensor).__name__}"
+                )
         with torch.no_grad():
             out: list[T] = _slice_channels(tensors, counts, axes, [_as_tensor(k) for k in indices])
         return out

@@ -1,0 +1,214 @@
+"""What covariance, cross_covariance and the patch forms refuse, and in which words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from infoslice import ops
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def test_no_gradient_is_said_not_dropped():
+    x = torch.randn(4, 3, 6, 6, requires_grad=True)
+    y = torch.randn(4, 2, 6, 6)
+    calls = [
+        lambda: ops.cross_covariance(x, y, channel_dim=1),
+        lambda: ops.cross_covariance(y, x, channel_dim=1),
+        lambda: ops.patch_covariance(x, 3),
+        lambda: ops.patch_cross_covariance(x, y, 1),
+    ]
+    for call in calls:
+        with pytest.raises(RuntimeError, match="requires grad"):
+            call()
+        with torch.no_grad():
+            assert not call().covariance.requires_grad
+
+
+BAD = [
+    (
+        ValueError,
+        r"covariance: x: expected at least 2 samples for correction 1, got 1",
+        lambda t: ops.covariance(t(1, 3)),
+    ),
+    (
+        ValueError,
+        "covariance: x: expected at least 1 samples",
+        lambda t: ops.covariance(t(0, 3), correction=0),
+    ),
+    (ValueError, "covariance: x: expected at least 1 channel", lambda t: ops.covariance(t(4, 0))),
+    (ValueError, "covariance: x: expected at least 2 dimensions", lambda t: ops.covariance(t(4))),
+    (
+        ValueError,
+        "covariance: x: expected at least 3 dimensions",
+        lambda t: ops.covariance(t(4, 3), batch_dims=1),
+    ),
+    (
+        ValueError,
+        "covariance: batch_dims: expected 0 or more, got -1",
+        lambda t: ops.covariance(t(4, 3), batch_dims=-1),
+    ),
+    (
+        ValueError,
+        "covariance: correction: expected 0 or more, got -1",
+        lambda t: ops.covariance(t(4, 3), correction=-1),
+    ),
+    (
+        ValueError,
+        "covariance: channel_dim: expected a dimension",
+        lambda t: ops.covariance(t(4, 3), channel_dim=2),
+    ),
+    (
+        ValueError,
+        "covariance: channel_dim: expected a dimension",
+        lambda t: ops.covariance(t(4, 3), channel_dim=-3),
+    ),
+    (
+        ValueError,
+        "covariance: channel_dim",
+        lambda t: ops.covariance(t(4, 3, 2), channel_dim=0, batch_dims=1),
+    ),
+    (
+        TypeError,
+        "covariance: x: expected float64, float32, bfloat16, float16, got int64",
+        lambda t: ops.covariance(t(4, 3, kind="int64")),
+    ),
+    (
+        ValueError,
+        "cross_covariance: y: expected the shape of x",
+        lambda t: ops.cross_covariance(t(4, 3), t(5, 3)),
+    ),
+    (
+        ValueError,
+        "cross_covariance: y: expected the shape of x",
+        lambda t: ops.cross_covariance(t(4, 3), t(4)),
+    ),
+    (
+        ValueError,
+        "cross_covariance: y: expected the shape of x",
+        lambda t: ops.cross_covariance(t(4, 3), t(4, 0)),
+    ),
+    (
+        TypeError,
+        "cross_covariance: y: expected the dtype of x, float32, got float64",
+        lambda t: ops.cross_covariance(t(4, 3), t(4, 3, kind="float64")),
+    ),
+    (
+        ValueError,
+        r"patch_covariance: x: expected \[N, C, H, W\]",
+        lambda t: ops.patch_covariance(t(4, 3), 1),
+    ),
+    (
+        ValueError,
+        "patch_covariance: kernel_size: expected a kernel within",
+        lambda t: ops.patch_covariance(t(1, 1, 4, 4), 5),
+    ),
+    (
+        ValueError,
+        "patch_covariance: kernel_size: expected 1 or more",
+        lambda t: ops.patch_covariance(t(1, 1, 4, 4), 0),
+    ),
+    (
+        ValueError,
+        "patch_covariance: kernel_size: expected 2 values",
+        lambda t: ops.patch_covariance(t(1, 1, 4, 4), (1, 2, 3)),
+    ),
+    (
+        ValueError,
+        "patch_covariance: stride: expected 1 or more",
+        lambda t: ops.patch_covariance(t(1, 1, 4, 4), 2, stride=0),
+    ),
+    (
+        ValueError,
+        "patch_covariance: padding: expected 0 or more",
+        lambda t: ops.patch_covariance(t(1, 1, 4, 4), 2, padding=(0, -1)),
+    ),
+    (
+        ValueError,
+        "patch_covariance: dilation: expected 1 or more",
+        lambda t: ops.patch_covariance(t(1, 1, 4, 4), 2, dilation=0),
+    ),
+    (
+        ValueError,
+        "patch_cross_covariance: y: expected the output positions",
+        lambda t: ops.patch_cross_covariance(t(1, 1, 4, 4), t(1, 1, 4, 4), 2),
+    ),
+    (
+        ValueError,
+        "patch_covariance: x: expected at least 2 samples",
+        lambda t: ops.patch_covariance(t(1, 1, 4, 4), 4),
+    ),
+]
+
+
+@pytest.mark.parametrize("route", ["torch", "numpy"])
+@pytest.mark.parametrize(("error", "message", "call"), BAD, ids=[str(i) for i in range(len(BAD))])
+def test_bad_input(route, error, message, call):
+    def make(*shape, kind="float32"):
+        array = np.ones(shape, dtype=kind)
+        return torch.from_numpy(array) if route == "torch" else array
+
+    with pytest.raises(error, match=message):
+        call(make)
+
+
+def test_bad_dtype_argument_and_types():
+    with pytest.raises(
+        TypeError, match="covariance: dtype: expected float64 or float32, got float16"
+    ):
+        ops.covariance(torch.randn(4, 3), dtype=torch.float16)
+    with pytest.raises(
+        TypeError, match="covariance: dtype: expected float64 or float32, got float16"
+    ):
+        ops.covariance(np.ones((4, 3)), dtype=np.float16)
+    with pytest.raises(TypeError, match="expected a NumPy array or a torch tensor, got list"):
+        ops.covariance([[1.0, 2.0]])
+    for x in (torch.randn(4, 3), np.ones((4, 3))):
+        with pytest.raises(TypeError, match=r"covariance: correction: expected .*int.*, got float"):
+            ops.covariance(x, correction=0.5)
+    with pytest.raises(TypeError, match=r"cross_covariance: y: expected Tensor, got ndarray"):
+        ops.cross_covariance(torch.randn(4, 3), np.ones((4, 3)))
+    with pytest.raises(
+        TypeError, match=r"cross_covariance: y: expected a NumPy array .* got Tensor"
+    ):
+        ops.cross_covariance(np.ones((4, 3)), torch.randn(4, 3))
+    with pytest.raises(TypeError, match="array of numbers"):
+        ops.covariance(np.array([[None, 1], [2, 3]], dtype=object))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("at", [(0, 0), (299, 17), (150, 36)])
+def test_nan_and_inf_are_named(value, dtype, at):
+    x = torch.randn(300, 37).to(dtype)
+    x[at] = value
+    message = f"covariance: x: expected finite values, got NaN or Inf in channel {at[1]}$"
+    with pytest.raises(ValueError, match=message):
+        ops.covariance(x)
+    with pytest.raises(ValueError, match=message):
+        ops.covariance(x.T.contiguous().T)
+
+
+def test_nan_is_named_in_batches_y_and_patches():
+    x = torch.randn(2, 3, 40, 5)
+    x[1, 2, 7, 4] = float("nan")
+    with pytest.raises(ValueError, match=r"in channel 4 of batch item \[1, 2\]"):
+        ops.covariance(x, batch_dims=2)
+    clean = torch.randn(2, 3, 40, 5)
+    with pytest.raises(ValueError, match="cross_covariance: y: expected finite values"):
+        ops.cross_covariance(clean, x, batch_dims=2)
+    with pytest.raises(ValueError, match=r"patch_covariance: x: .* in channel 2$"):
+        ops.patch_covariance(x, 3, padding=1)
+
+
+def test_overflow_is_refused():
+    x = torch.randn(100, 3, dtype=torch.float64) * 1e30
+    with pytest.raises(
+        ValueError, match="overflow in channel 0; scale the data or pass dtype=float64"
+    ):
+        ops.covariance(x, dtype=torch.float32)
+    assert ops.covariance(x).covariance.isfinite().all()
+    with pytest.raises(ValueError, match="overflow"):
+        ops.covariance(x * 1e200)

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
 from infoslice.graph.shell import Shell, named_tensors
-from infoslice.graph.walk import tensor_shapes
+from infoslice.graph.walk import module_path, tensor_shapes
 
 __all__ = ["Capture", "TraceError", "capture"]
 
@@ -86,10 +86,12 @@ def _quiet() -> Iterator[None]:
 def _check_sizes(node: fx.Node) -> None:
     for shape in tensor_shapes(node.meta.get("val")):
         if not all(type(length) is int for length in shape):
+            path = module_path(node)
+            place = f"module '{path}'" if path else "its own forward"
             raise TraceError(
                 f"trace: argument model: expected sizes that do not depend on tensor values, got "
-                f"{node.target} with shape {shape}; compute it outside the model, or prune the "
-                f"submodules before and after it on their own"
+                f"{node.target} of shape {shape} in {place}; compute it outside the model, or "
+                f"prune the submodules before and after it on their own"
             )
 
 

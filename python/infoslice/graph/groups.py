@@ -96,13 +96,13 @@ def _pin_what_no_map_can_say(walk: Walk) -> None:
 
 def _size_slices(walk: Walk, shell: nn.Module) -> dict[Atom, list[SizeSlice]]:
     """The module attributes that hold the length of a channel axis, by atom."""
-    known: dict[tuple[str, str, int | None], Dim] = {}
+    known: dict[tuple[int, str, int | None], Dim] = {}
     result: dict[Atom, list[SizeSlice]] = {}
     for use in walk.sizes:
         module = shell.get_submodule(use.module)
         if get_size(module, use.attribute, use.position) != size(use.dim):
             continue
-        key = (use.module, use.attribute, use.position)
+        key = (id(module), use.attribute, use.position)  # a module may have several paths
         if key in known:
             if list(atoms(known[key])) != list(atoms(use.dim)):
                 reason = f"'{use.module}' keeps one {use.attribute} for several groups"
@@ -111,7 +111,8 @@ def _size_slices(walk: Walk, shell: nn.Module) -> dict[Atom, list[SizeSlice]]:
             continue
         known[key] = use.dim
         for atom, index_map in index_maps(use.dim) or ():
-            result.setdefault(atom, []).append(SizeSlice(*key, index_map))
+            piece = SizeSlice(use.module, use.attribute, use.position, index_map)
+            result.setdefault(atom, []).append(piece)
     return result
 
 

@@ -170,6 +170,12 @@ def _refused(model: nn.Module, ignored_layers: Iterable[str | nn.Module]) -> dic
             )
         ignored.append(module)
     left = {id(t) for module in ignored for _, t in named_tensors(module)}
+    fused = {
+        id(t)
+        for module in paths.values()
+        if isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer))
+        for _, t in named_tensors(module)
+    }
     refused: dict[str, str] = {}
     memory: dict[int, str] = {}
     for name, tensor in named_tensors(model):
@@ -180,6 +186,8 @@ def _refused(model: nn.Module, ignored_layers: Iterable[str | nn.Module]) -> dic
             )
         if id(tensor) in left:
             refused[name] = "ignored by the caller"
+        elif id(tensor) in fused:
+            refused[name] = "part of a module that runs other code in inference than when traced"
         elif ".parametrizations." in f".{name}":
             refused[name] = "parametrised: remove the parametrisation first"
         elif is_special(tensor):

@@ -46,7 +46,7 @@ def save_pruned(
         TypeError: the model has extra state that is no tensor.
     """
     weights_path, json_path = _paths(path)
-    state, ties = _state(model)
+    state, ties = _state(model, "save_pruned")
     shapes = plan.new_shapes()
     present = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
     if present != shapes:
@@ -107,7 +107,7 @@ def load_pruned(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         loaded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     plan.validate(model, dtypes=False)
     plan.check(model)
-    state, own_ties = _state(model)
+    state, own_ties = _state(model, "load_pruned")
     if own_ties != ties:
         raise ValueError(f"load_pruned: argument model: expected ties {ties}, got {own_ties}")
     shapes = plan.new_shapes()
@@ -140,7 +140,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _state(model: nn.Module, op: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Saved tensors under their first name, and other name -> first name for ties."""
     first: dict[int, str] = {id(tensor): name for name, tensor in named_tensors(model)}
     state: dict[str, Tensor] = {}
@@ -148,7 +148,7 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor) or id(tensor) not in first:
             raise TypeError(
-                f"argument model: expected a state of parameters and buffers, got {name} of type "
+                f"{op}: argument model: expected a state of parameters and buffers, got {name} of type "
                 f"{type(tensor).__name__}"
             )
         if first[id(tensor)] == name:

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from infoslice import ops
 from infoslice.graph.channel_graph import ChannelGraph, ChannelGroup
 from infoslice.graph.check import failing_groups
 from infoslice.graph.cuts import AxisCut, axis_cuts, new_shapes, set_sizes, size_cuts
-from infoslice.graph.shell import build_shell, is_special, named_tensors
+from infoslice.graph.shell import is_special, named_tensors
+from infoslice.graph.trace import trace_specs
 from infoslice.plan_format import (
     decode_groups,
     decode_tensors,
@@ -65,7 +65,6 @@ class PruningPlan:
     groups: tuple[ChannelGroup, ...]
     tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
     inputs: Any = field(repr=False)
-    outputs: tuple[tuple[int, ...], ...] = field(repr=False)
     graph: ChannelGraph | None = field(default=None, repr=False)
 
     @property
@@ -121,35 +120,39 @@ class PruningPlan:
     def check(self, model: nn.Module) -> None:
         """Run a weightless copy of the smaller model on the example inputs; reads no weight.
 
-        It must call the same operators with the same constants and give results of the predicted
-        shapes. A plan read from JSON has no graph to compare with; then the outputs are compared.
+        It must call the same operators with the same constants as the model does, and give results
+        of the predicted shapes. For a plan read from JSON the model is traced again first, and must
+        have the groups of the plan.
 
         Raises ValueError naming the groups that cannot be cut like this.
         """
-        if self.graph is not None:
-            failing = failing_groups(self.graph, model, self.keep)
-        else:
-            failing = self._run_copy(model)
+        graph = self.graph
+        if graph is None:
+            graph = trace_specs(model, self.inputs)
+            self._same_groups(graph)
+        failing = failing_groups(graph, model, self.keep)
         if failing:
             listed = "; ".join(f"group {name}: {failure}" for name, failure in failing.items())
             raise ValueError(
-                f"PruningPlan.apply: argument model: expected a forward that follows its channel "
+                f"PruningPlan.check: argument model: expected a forward that follows its channel "
                 f"counts, got a smaller copy that does not run alike: {listed}"
             )
 
-    def _run_copy(self, model: nn.Module) -> dict[str, str]:
-        shell = build_shell(model, self.new_shapes())
-        set_sizes(shell.module, size_cuts(self.groups, self.keep, model))
-        args, kwargs = shell.fakes(self.inputs)
-        try:
-            with torch.no_grad(), shell.mode:
-                leaves = pytree.tree_leaves(shell.module(*args, **kwargs))
-        except Exception as error:  # whatever a foreign forward raises
-            return {", ".join(self.keep): f"{type(error).__name__}: {error}".partition("\n")[0]}
-        got = tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
-        if got != self.outputs:
-            return {", ".join(self.keep): f"outputs of shapes {got} instead of {self.outputs}"}
-        return {}
+    def _same_groups(self, graph: ChannelGraph) -> None:
+        traced = {group.name: group for group in graph.groups}
+        for group in self.groups:
+            twin = traced.get(group.name)
+            if twin is None or not twin.prunable:
+                reason = "none of that name" if twin is None else f"one left whole: {twin.reason}"
+                raise ValueError(
+                    f"PruningPlan.check: argument model: expected the group {group.name}, got "
+                    f"{reason}"
+                )
+            if twin != group:
+                raise ValueError(
+                    f"PruningPlan.check: argument model: expected the group {group.name} as "
+                    f"planned, got other tensors, index maps or sizes"
+                )
 
     def apply(self, model: nn.Module, *, inplace: bool = False) -> Surgery:
         """Cut ``model``: first everything is checked and computed, then all of it is swapped in.
@@ -222,7 +225,6 @@ class PruningPlan:
                 "groups": encode_groups(self.groups, self.keep),
                 "tensors": encode_tensors(self.tensors),
                 "inputs": encode_tree(self.inputs),
-                "outputs": [list(shape) for shape in self.outputs],
             }
         )
 
@@ -239,8 +241,7 @@ class PruningPlan:
                 for group, entry in zip(groups, data["groups"], strict=True)
             }
             tensors = decode_tensors(data["tensors"])
-            outputs = tuple(tuple(shape) for shape in data["outputs"])
-            made = cls(keep, groups, tensors, decode_tree(data["inputs"]), outputs)
+            made = cls(keep, groups, tensors, decode_tree(data["inputs"]))
             made.cuts()
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ValueError(
@@ -292,7 +293,7 @@ def plan(
     cut = {g.name: chosen[g.name] for g in graph.groups if g.name in chosen}
     cut = {name: left for name, left in cut.items() if left.numel() < known[name].channels}
     groups = tuple(group for group in graph.groups if group.name in cut)
-    return PruningPlan(cut, groups, graph.tensors, graph.inputs, graph.outputs, graph)
+    return PruningPlan(cut, groups, graph.tensors, graph.inputs, graph)
 
 
 def _indices(channels: Any, argument: str, group: ChannelGroup) -> Tensor:

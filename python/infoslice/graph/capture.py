@@ -33,7 +33,6 @@ class Capture:
     nodes: tuple[fx.Node, ...]
     states: Mapping[fx.Node, str]
     constants: frozenset[fx.Node]
-    outputs: tuple[tuple[int, ...], ...]
 
 
 def capture(shell: Shell, specs: Any) -> Capture:
@@ -65,8 +64,7 @@ def capture(shell: Shell, specs: Any) -> Capture:
             else:
                 states[node] = first_name[id(tensor)]
         _check_sizes(node)
-    outputs = tensor_shapes([n.meta.get("val") for n in nodes[-1].all_input_nodes])
-    return Capture(nodes, states, frozenset(constants), tuple(outputs))
+    return Capture(nodes, states, frozenset(constants))
 
 
 @contextlib.contextmanager

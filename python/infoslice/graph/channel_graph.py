@@ -105,7 +105,6 @@ class ChannelGraph:
     whole: Mapping[str, str]
     tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
     inputs: Any = field(repr=False)
-    outputs: tuple[tuple[int, ...], ...] = field(repr=False)
     signature: Signature = field(repr=False, compare=False)
 
     def group(self, name: str) -> ChannelGroup:

@@ -19,7 +19,7 @@ from infoslice.graph.groups import build_groups, left_whole
 from infoslice.graph.shell import Shell, build_shell, is_special, named_tensors, specs_of
 from infoslice.graph.walk import Result, Value, Walk
 
-__all__ = ["trace"]
+__all__ = ["trace", "trace_specs"]
 
 
 def trace(
@@ -49,6 +49,13 @@ def trace(
         ValueError: an ignored layer is no module of the model.
     """
     specs = specs_of(_arguments(model, example_inputs, example_kwargs))
+    return trace_specs(model, specs, ignored_layers)
+
+
+def trace_specs(
+    model: nn.Module, specs: Any, ignored_layers: Iterable[str | nn.Module] = ()
+) -> ChannelGraph:
+    """The same for ``specs = (args, kwargs)`` with a TensorSpec in place of every tensor."""
     refused = _refused(model, ignored_layers)
     try:
         shell = build_shell(model)
@@ -81,7 +88,6 @@ def _graph(
         whole=left_whole(walk, groups, shell.module, refused),
         tensors={n: (tuple(t.shape), t.dtype) for n, t in named_tensors(shell.module)},
         inputs=specs,
-        outputs=captured.outputs,
         signature=Signature(captured.nodes, dims, named),
     )
 

@@ -1,0 +1,163 @@
+"""What a criterion is given: the statistics of the layers that write and read a channel group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from infoslice import ops
+from infoslice.graph import ChannelGroup, IndexMap
+from infoslice.statistics import Moments, variables_per_channel, weight_matrix
+
+__all__ = ["GroupStatistics", "Joint", "LayerStatistics", "filters"]
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """Covariance of ``[X; Y + N]`` of a layer, ready for the information ops.
+
+    ``covariance`` ``[d + m, d + m]``, float64: the first ``d`` variables are the inputs X, the rest
+    the outputs Y, each scaled to variance one. N is independent Gaussian noise of variance
+    ``noise_variance * m`` on each output, so that ``noise_variance`` compares the noise with the
+    *total* signal of the layer (m outputs of variance one): at 1 the whole layer is observed at a
+    signal-to-noise ratio of one, whatever its width, and nats of different layers compare.
+    ``ridge * mean(diag)`` is added to the diagonal of X.
+    """
+
+    covariance: Tensor
+    inputs: int
+
+    @property
+    def outputs(self) -> int:
+        """m, the outputs that vary."""
+        return len(self.covariance) - self.inputs
+
+    def information(self, variables: Tensor) -> float:
+        """I(X_variables; Y + N) in nats; 0 for no variables. NaN if not positive definite."""
+        if not len(variables) or not self.outputs:
+            return 0.0
+        y = range(self.inputs, len(self.covariance))
+        return float(ops.gaussian_mi(self.covariance, variables.tolist(), y).nats)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStatistics:
+    """A layer that reads or writes the channels of a group.
+
+    ``moments``: of its input X and, where measured, its output Y (see :class:`Moments`).
+    ``weight``: float64 ``[m, d]``, the layer as a matrix. ``variables`` int64 ``[C, r]``: for
+    channel c of the group, its columns of X (a layer that reads) or its rows of Y (one that
+    writes).
+    """
+
+    name: str
+    moments: Moments
+    weight: Tensor
+    variables: Tensor
+
+    def joint(self, noise_variance: float, ridge: float) -> Joint:
+        """Of X and the noisy, standardised Y; see :class:`Joint`. Constant outputs are dropped.
+
+        Where no output was measured Y is the linear map ``weight @ X``, and its covariances follow
+        from those of X without sampling error.
+        """
+        sx = self.moments.covariance_x
+        d = len(sx)
+        if self.moments.covariance_y.numel():
+            sxy, sy = self.moments.covariance_xy, self.moments.covariance_y
+        else:
+            sxy = sx @ self.weight.T
+            sy = self.weight @ sxy
+        live = sy.diagonal() > torch.finfo(torch.float64).eps * sy.diagonal().max().clamp_min(0)
+        scale = sy.diagonal()[live].rsqrt()
+        m = int(live.sum())
+        joint = sx.new_empty(d + m, d + m)
+        joint[:d, :d] = sx
+        joint[:d, d:] = sxy[:, live] * scale
+        joint[d:, :d] = joint[:d, d:].T
+        joint[d:, d:] = sy[live][:, live] * scale * scale[:, None]
+        diagonal = joint.diagonal()
+        diagonal[:d] += ridge * sx.diagonal().mean()
+        diagonal[d:] += noise_variance * m
+        return Joint(joint, d)
+
+    def live_channels(self) -> Tensor:
+        """Bool ``[C]``: channels of which some input variable varies."""
+        return (self.moments.covariance_x.diagonal()[self.variables] > 0).any(1)
+
+
+class GroupStatistics:
+    """Statistics of one group, measured when a criterion first asks for them.
+
+    Attributes:
+        name: of the group.
+        channels: C, how many the group has.
+        consumers: the layers that read the channels.
+        producers: the layers that write them.
+    """
+
+    def __init__(
+        self, group: ChannelGroup, model: nn.Module, moments: Callable[[], Mapping[str, Moments]]
+    ) -> None:
+        self.name = group.name
+        self.channels = group.channels
+        self._group, self._model, self._moments = group, model, moments
+
+    @cached_property
+    def consumers(self) -> tuple[LayerStatistics, ...]:
+        """In execution order."""
+        return tuple(self._layer(name, "in") for name in self._group.consumers)
+
+    @cached_property
+    def producers(self) -> tuple[LayerStatistics, ...]:
+        """In execution order."""
+        return tuple(self._layer(name, "out") for name in self._group.producers)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the consumers have been looked at."""
+        return "consumers" in self.__dict__
+
+    def _layer(self, name: str, role: str) -> LayerStatistics:
+        layer = self._model.get_submodule(name)
+        taps = variables_per_channel(layer) if role == "in" else 1
+        maps = [
+            _positions(s.index_map)
+            for s in self._group.slices
+            if s.module == name and s.role == role and s.tensor.endswith("weight")
+        ]
+        places = torch.cat(maps, 1)
+        variables = places[:, :, None] * taps + torch.arange(taps)
+        return LayerStatistics(
+            name, self._moments()[name], weight_matrix(layer), variables.flatten(1)
+        )
+
+
+def filters(group: ChannelGroup, model: nn.Module) -> tuple[Tensor, ...]:
+    """The weights that write each channel: ``[C, ...]`` for every producer of the group."""
+    found: dict[tuple[str, int], Tensor] = {}
+    for piece in group.slices:
+        if piece.role == "out":
+            tensor = cast(Tensor, _tensor(model, piece.tensor)).detach()
+            if tensor.dim() > 1:
+                rows = tensor.movedim(piece.axis, 0)[_positions(piece.index_map)]
+                found[piece.tensor, piece.axis] = rows.flatten(1)
+    return tuple(found.values())
+
+
+def _tensor(model: nn.Module, name: str) -> object:
+    path, _, leaf = name.rpartition(".")
+    return getattr(model.get_submodule(path), leaf)
+
+
+def _positions(index_map: IndexMap) -> Tensor:
+    """``[C, repeat * run]``: the places of every channel along the axis."""
+    m = index_map
+    channel = torch.arange(m.channels)[:, None, None] * m.run
+    inside = torch.arange(m.repeat)[:, None] * m.period + torch.arange(m.run)
+    return (m.offset + channel + inside).flatten(1)

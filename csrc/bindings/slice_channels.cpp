@@ -32,12 +32,53 @@ Dims result_strides(const Tensor& source, const Dims& sizes) {
   return sizes.contiguous_strides();
 }
 
-// tensors[i] is cut along axis_counts[i] axes; axes and keep list those of all tensors in a row.
+// A list of kept indices, looked at once however many axes it cuts. Errors wait for an axis that
+// uses it, since they name the tensor.
+struct Keep {
+  const int64_t* values;
+  int64_t count;
+  int64_t unsorted = 0;  // position of the first entry that is not above its predecessor; 0: none
+};
+
+std::vector<Keep> look_at(const std::vector<Tensor>& lists) {
+  std::vector<Keep> keeps;
+  keeps.reserve(lists.size());
+  for (const Tensor& list : lists) {
+    const bool usable = list.dtype == Dtype::int64 && list.dims() == 1 &&
+                        (list.sizes[0] <= 1 || list.strides[0] == 1);
+    Keep keep{list.as<int64_t>(), usable ? list.sizes[0] : -1};
+    for (int64_t j = 1; j < keep.count && keep.unsorted == 0; ++j)
+      if (keep.values[j] <= keep.values[j - 1]) keep.unsorted = j;
+    keeps.push_back(keep);
+  }
+  return keeps;
+}
+
+[[noreturn]] void refuse_list(const Call& call, const std::string& where, const Tensor& list) {
+  if (list.dtype != Dtype::int64)
+    call.type_error(where, "int64 keep indices", dtype_name(list.dtype));
+  call.value_error(where, "a contiguous array of keep indices with one dimension",
+                   "shape " + to_string(list.sizes) + ", strides " + to_string(list.strides));
+}
+
+void check_keep(const Call& call, const std::string& where, const Keep& keep, int64_t size) {
+  for (int64_t j = 0; j < keep.count; ++j)
+    if (keep.values[j] < 0 || keep.values[j] >= size)
+      call.value_error(where, "keep indices in [0, " + std::to_string(size) + ")",
+                       std::to_string(keep.values[j]));
+  call.value_error(where, "sorted and unique keep indices",
+                   std::to_string(keep.values[keep.unsorted]) + " after " +
+                       std::to_string(keep.values[keep.unsorted - 1]));
+}
+
+// tensors[i] is cut along axis_counts[i] axes. axes lists those of all tensors in a row, and choice
+// the number of the list in keep by which each is cut.
 void slice_channels(Call& call) {
   const auto& tensors = call.tensors(0);
   const auto& axis_counts = call.integers(1);
   const auto& axes = call.integers(2);
-  const auto& keep = call.tensors(3);
+  const auto& lists = call.tensors(3);
+  const auto& choice = call.integers(4);
 
   int64_t total = 0;
   for (int64_t count : axis_counts) total += count;
@@ -45,49 +86,44 @@ void slice_channels(Call& call) {
     call.value_error("dims",
                      "an entry for each of the " + std::to_string(tensors.size()) + " tensors",
                      std::to_string(axis_counts.size()));
-  if (static_cast<size_t>(total) != axes.size() || axes.size() != keep.size())
+  if (static_cast<size_t>(total) != axes.size() || axes.size() != choice.size())
     call.value_error("keep",
                      "one index array for each of the " + std::to_string(axes.size()) + " axes",
-                     std::to_string(keep.size()));
+                     std::to_string(choice.size()));
+  for (int64_t c : choice)
+    if (c < 0 || c >= static_cast<int64_t>(lists.size()))
+      call.value_error(4, "numbers of lists in keep", std::to_string(c));
+  const std::vector<Keep> keeps = look_at(lists);
 
   std::vector<SliceJob> jobs;
   jobs.reserve(tensors.size());
   size_t next = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& source = tensors[i];
-    const std::string where = "tensors[" + std::to_string(i) + "]";
+    const auto where = [i] { return "tensors[" + std::to_string(i) + "]"; };
     SliceJob job{source.data, nullptr, source.itemsize, {}};
+    job.axes.reserve(static_cast<size_t>(source.dims()));
     for (int d = 0; d < source.dims(); ++d)
       job.axes.push_back({source.sizes[d], source.strides[d], 0, nullptr});
 
     for (int64_t k = 0; k < axis_counts[i]; ++k, ++next) {
       const int64_t axis = axes[next] < 0 ? axes[next] + source.dims() : axes[next];
       if (axis < 0 || axis >= source.dims())
-        call.value_error(where, "axes within its " + std::to_string(source.dims()) + " dimensions",
+        call.value_error(where(),
+                         "axes within its " + std::to_string(source.dims()) + " dimensions",
                          std::to_string(axes[next]));
       SliceJob::Axis& cut = job.axes[static_cast<size_t>(axis)];
       if (cut.keep)
-        call.value_error(where, "each axis once", "axis " + std::to_string(axis) + " twice");
-      const std::string list = where + ", axis " + std::to_string(axis);
-      const Tensor& indices = keep[next];
-      if (indices.dtype != Dtype::int64)
-        call.type_error(list, "int64 keep indices", dtype_name(indices.dtype));
-      if (indices.dims() != 1 || (indices.sizes[0] > 1 && indices.strides[0] != 1))
-        call.value_error(
-            list, "a contiguous array of keep indices with one dimension",
-            "shape " + to_string(indices.sizes) + ", strides " + to_string(indices.strides));
-      const int64_t* values = indices.as<int64_t>();
-      const int64_t count = indices.sizes[0];
-      for (int64_t j = 0; j < count; ++j) {
-        if (values[j] < 0 || values[j] >= cut.size)
-          call.value_error(list, "keep indices in [0, " + std::to_string(cut.size) + ")",
-                           std::to_string(values[j]));
-        if (j > 0 && values[j] <= values[j - 1])
-          call.value_error(list, "sorted and unique keep indices",
-                           std::to_string(values[j]) + " after " + std::to_string(values[j - 1]));
-      }
-      cut.size = count;
-      cut.keep = values ? values : reinterpret_cast<const int64_t*>(&cut);  // empty: never read
+        call.value_error(where(), "each axis once", "axis " + std::to_string(axis) + " twice");
+      const size_t chosen = static_cast<size_t>(choice[next]);
+      const Keep& keep = keeps[chosen];
+      const auto place = [&] { return where() + ", axis " + std::to_string(axis); };
+      if (keep.count < 0) refuse_list(call, place(), lists[chosen]);
+      if (keep.unsorted ||
+          (keep.count > 0 && (keep.values[0] < 0 || keep.values[keep.count - 1] >= cut.size)))
+        check_keep(call, place(), keep, cut.size);
+      cut.size = keep.count;
+      cut.keep = keep.count ? keep.values : &keep.count;  // no entry of an empty list is read
     }
     jobs.push_back(std::move(job));
   }
@@ -107,7 +143,8 @@ void slice_channels(Call& call) {
 }
 
 const Op op(
-    "slice_channels(Tensor[] tensors, int[] axis_counts, int[] axes, Tensor[] keep) -> Tensor[]",
+    "slice_channels(Tensor[] tensors, int[] axis_counts, int[] axes, Tensor[] keep, int[] choice)"
+    " -> Tensor[]",
     slice_channels);
 
 }  // namespace

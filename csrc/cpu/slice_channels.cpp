@@ -69,9 +69,17 @@ Plan plan_of(const SliceJob& job) {
 
 template <class T>
 void copy_row(const char* source, char* target, const Axis& axis) {
-  for (int64_t j = 0; j < axis.size; ++j) {
-    const int64_t from = axis.keep ? axis.keep[j] : j;
-    std::memcpy(target + j * axis.target_stride, source + from * axis.source_stride, sizeof(T));
+  const int64_t count = axis.size, from = axis.source_stride, to = axis.target_stride;
+  const int64_t* keep = axis.keep;
+  constexpr int64_t kBytes = sizeof(T);
+  if (keep && from == kBytes && to == kBytes) {
+    for (int64_t j = 0; j < count; ++j)
+      std::memcpy(target + j * kBytes, source + keep[j] * kBytes, sizeof(T));
+  } else if (keep) {
+    for (int64_t j = 0; j < count; ++j)
+      std::memcpy(target + j * to, source + keep[j] * from, sizeof(T));
+  } else {
+    for (int64_t j = 0; j < count; ++j) std::memcpy(target + j * to, source + j * from, sizeof(T));
   }
 }
 

@@ -56,5 +56,10 @@ def patch_cross_covariance(
 def precision_blocks(a: NDArray[Any], block_size: int, /) -> tuple[Any, Any]: ...
 def precision_diagonal(a: NDArray[Any], /) -> tuple[Any, Any]: ...
 def slice_channels(
-    tensors: list[Any], axis_counts: list[int], axes: list[int], keep: list[NDArray[Any]], /
+    tensors: list[Any],
+    axis_counts: list[int],
+    axes: list[int],
+    keep: list[NDArray[Any]],
+    choice: list[int],
+    /,
 ) -> list[Any]: ...

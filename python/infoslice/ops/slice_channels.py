@@ -49,7 +49,10 @@ def slice_channels(
         )
     counts = [len(axes) for axes in dims]
     axes = [int(axis) for axes in dims for axis in axes]
-    indices = [index for arrays in keep for index in arrays]
+    # Coupled tensors are cut by the same arrays: each is handed over and checked once.
+    indices = {id(index): index for arrays in keep for index in arrays}
+    number = {key: i for i, key in enumerate(indices)}
+    choice = [number[id(index)] for arrays in keep for index in arrays]
     if tensors and isinstance(tensors[0], torch.Tensor):
         for tensor in tensors:
             if not isinstance(tensor, torch.Tensor):
@@ -57,11 +60,13 @@ def slice_channels(
                     "slice_channels: tensors: expected only torch tensors, got "
                     f"{type(tensor).__name__}"
                 )
+        lists = [_as_tensor(index) for index in indices.values()]
         with torch.no_grad():
-            out: list[T] = _slice_channels(tensors, counts, axes, [_as_tensor(k) for k in indices])
+            out: list[T] = _slice_channels(tensors, counts, axes, lists, choice)
         return out
-    arrays: list[T] = core.slice_channels(tensors, counts, axes, [np.asarray(k) for k in indices])
-    return arrays
+    arrays = [np.asarray(index) for index in indices.values()]
+    results: list[T] = core.slice_channels(tensors, counts, axes, arrays, choice)
+    return results
 
 
 def _as_tensor(index: Any) -> torch.Tensor:
@@ -72,13 +77,17 @@ def _as_tensor(index: Any) -> torch.Tensor:
 
 @register_fake("slice_channels")
 def _fake(
-    tensors: list[torch.Tensor], axis_counts: list[int], axes: list[int], keep: list[torch.Tensor]
+    tensors: list[torch.Tensor],
+    axis_counts: list[int],
+    axes: list[int],
+    keep: list[torch.Tensor],
+    choice: list[int],
 ) -> list[torch.Tensor]:
     results, at = [], 0
     for tensor, count in zip(tensors, axis_counts, strict=True):
         shape = list(tensor.shape)
-        for axis, index in zip(axes[at : at + count], keep[at : at + count], strict=True):
-            shape[axis] = index.shape[0]
+        for axis, number in zip(axes[at : at + count], choice[at : at + count], strict=True):
+            shape[axis] = keep[number].shape[0]
         at += count
         results.append(
             torch.empty(

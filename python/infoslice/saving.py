@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from infoslice import ops
 from infoslice.graph.cuts import set_sizes, size_cuts
-from infoslice.graph.shell import named_tensors
+from infoslice.graph.shell import copy_module, named_tensors
 from infoslice.surgery import PruningPlan
 
 __all__ = ["load_pruned", "save_pruned"]
@@ -124,7 +123,7 @@ def load_pruned(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         values = _placed(loaded[name], tensor) if name in loaded else _unsaved(plan, name, tensor)
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(values, tensor.requires_grad) if is_parameter else values
-    result = copy.deepcopy(model, memo)
+    result = copy_module(model, memo)
     set_sizes(result, size_cuts(plan.groups, plan.keep, model))
     return result
 
@@ -148,8 +147,8 @@ def _state(model: nn.Module, op: str) -> tuple[dict[str, Tensor], dict[str, str]
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor) or id(tensor) not in first:
             raise TypeError(
-                f"{op}: argument model: expected a state of parameters and buffers, got {name} of type "
-                f"{type(tensor).__name__}"
+                f"{op}: argument model: expected a state of parameters and buffers, got {name} of "
+                f"type {type(tensor).__name__}"
             )
         if first[id(tensor)] == name:
             state[name] = tensor

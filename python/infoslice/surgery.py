@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from infoslice import ops
 from infoslice.graph.channel_graph import ChannelGraph, ChannelGroup
 from infoslice.graph.check import failing_groups
 from infoslice.graph.cuts import AxisCut, axis_cuts, new_shapes, set_sizes, size_cuts
-from infoslice.graph.shell import is_special, named_tensors
+from infoslice.graph.shell import copy_module, is_special, named_tensors
 from infoslice.graph.trace import trace_specs
 from infoslice.plan_format import (
     decode_groups,
@@ -189,7 +188,7 @@ class PruningPlan:
             _swap(model, memo)
             result = model
         else:
-            result = _copy(model, memo)
+            result = copy_module(model, memo)
         set_sizes(result, sizes)
         shapes = self.new_shapes()
         edits = (
@@ -299,7 +298,10 @@ def plan(
 def _indices(channels: Any, argument: str, group: ChannelGroup) -> Tensor:
     """Checked channel numbers to keep."""
     place = f"plan: argument {argument}: group {group.name!r}: expected"
-    given = torch.as_tensor(channels)
+    try:
+        given = torch.as_tensor(channels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{place} integers, got {type(channels).__name__}: {error}") from error
     if given.numel() == 0:
         given = given.to(torch.int64)
     if given.dtype == torch.bool or given.is_floating_point() or given.is_complex():
@@ -352,17 +354,6 @@ def _like(old: Tensor, values: Tensor) -> Tensor:
     new = nn.Parameter(values, old.requires_grad) if isinstance(old, nn.Parameter) else values
     new.__dict__.update(vars(old))
     return new
-
-
-def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A deep copy in which the memo's tensors stand for the old ones, which are never copied."""
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:  # deepcopy runs code of foreign modules
-        raise ValueError(
-            f"PruningPlan.apply: argument model: expected a module that copy.deepcopy can copy, "
-            f"got {type(error).__name__}: {error}; drop what cannot be copied, or use inplace=True"
-        ) from error
 
 
 def _swap(model: nn.Module, memo: Mapping[int, Any]) -> None:

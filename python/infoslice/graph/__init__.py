@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from infoslice.graph.capture import TraceError
 from infoslice.graph.channel_graph import ChannelGraph, ChannelGroup, ChannelSlice, SizeSlice
 from infoslice.graph.index_map import IndexMap
+from infoslice.graph.shell import TraceError
 from infoslice.graph.trace import trace
 
 __all__ = [

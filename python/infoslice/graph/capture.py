@@ -13,14 +13,10 @@ import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
-from infoslice.graph.shell import Shell, named_tensors
+from infoslice.graph.shell import Shell, TraceError, named_tensors
 from infoslice.graph.walk import module_path, tensor_shapes
 
-__all__ = ["Capture", "TraceError", "capture"]
-
-
-class TraceError(ValueError):
-    """The model cannot be recorded as one fixed sequence of operators."""
+__all__ = ["Capture", "capture"]
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from infoslice.graph.capture import Capture, TraceError, capture
+from infoslice.graph.capture import Capture, capture
 from infoslice.graph.channel_graph import ChannelGraph, Signature
 from infoslice.graph.cuts import axis_cuts, new_shapes, set_sizes, size_cuts
 from infoslice.graph.dims import Atom, size
-from infoslice.graph.shell import Shell, build_shell
-from infoslice.graph.walk import module_path, operator_name, tensor_shapes
+from infoslice.graph.shell import Shell, TraceError, build_shell
+from infoslice.graph.walk import call_site, operator_name, tensor_shapes
 
 __all__ = ["check_keep", "failing_groups"]
 
@@ -78,13 +78,17 @@ def _difference(signature: Signature, pruned: Capture, kept: Mapping[Atom, int])
     order = {node: i for i, node in enumerate(signature.nodes)}
     order_pruned = {node: i for i, node in enumerate(pruned.nodes)}
     for before, after in zip(signature.nodes, pruned.nodes, strict=True):
-        where = f"{operator_name(before)} in '{module_path(before)}'"
+        where = call_site(before)
         called = before.op == "call_function"
         if before.op != after.op or (called and before.target != after.target):
-            return f"calls {operator_name(after)} instead of {where}"
-        constants = _constants(before, order), _constants(after, order_pruned)
-        if before.op in ("call_function", "output") and constants[0] != constants[1]:
-            return f"{where} is given {constants[1]} instead of {constants[0]}"
+            return f"calls {call_site(after)} instead of {where}"
+        if called or before.op == "output":
+            old, new = _constants(before, order), _constants(after, order_pruned)
+            if len(old) != len(new):
+                return f"{where} has {len(new)} arguments instead of {len(old)}"
+            for was, now in zip(old, new, strict=True):
+                if was != now or type(was) is not type(now):
+                    return f"{where} is given {now} instead of {was}"
         expected = [tuple(size(d, kept) for d in dims) for dims in signature.dims.get(before, ())]
         got = tensor_shapes(after.meta.get("val"))
         if expected != got:
@@ -99,7 +103,7 @@ def _constants(node: fx.Node, order: Mapping[fx.Node, int]) -> list[Any]:
     result: list[Any] = []
     for path, leaf in pytree.tree_flatten_with_path((tuple(node.args), dict(node.kwargs)))[0]:
         if isinstance(leaf, fx.Node):
-            result.append(("node", order[leaf]))
+            result.append(f"the result of operator {order[leaf]}")
         elif type(leaf) is int and ((told and len(path) > 2) or "conv" in name):
             continue  # a size within a list; the groups of a depthwise convolution
         else:

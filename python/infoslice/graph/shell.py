@@ -17,7 +17,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ["Shell", "TensorSpec", "build_shell", "is_special", "named_tensors", "specs_of"]
+__all__ = [
+    "Shell", "TensorSpec", "TraceError", "build_shell", "copy_module", "is_special",
+    "named_tensors", "specs_of",
+]  # fmt: skip
+
+
+class TraceError(ValueError):
+    """The model cannot be recorded as one fixed sequence of operators."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,7 @@ def specs_of(inputs: Any) -> Any:
 
 
 def build_shell(model: nn.Module, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Shell:
-    """Copy ``model`` in eval mode without its weights; ``shapes`` overrides sizes by tensor name.
-
-    Errors of ``copy.deepcopy`` (modules that hold locks, files, ...) pass through.
-    """
+    """Copy ``model`` in eval mode without its weights; ``shapes``: other sizes by tensor name."""
     shapes = shapes or {}
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     tensors = dict(named_tensors(model))
@@ -97,8 +101,21 @@ def build_shell(model: nn.Module, shapes: Mapping[str, tuple[int, ...]] | None =
                 memo[id(value)] = _fake(
                     mode, tuple(value.shape), None, value.dtype, _real(value.device, home)
                 )
-    module = copy.deepcopy(model, memo).eval()
-    return Shell(module, mode, home)
+    return Shell(copy_module(model, memo).eval(), mode, home)
+
+
+def copy_module(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy in which the memo's tensors stand for the old ones, which are never copied.
+
+    Raises TraceError for modules that hold what cannot be copied (locks, files, ...).
+    """
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # deepcopy runs code of foreign modules
+        raise TraceError(
+            f"argument model: expected a module that copy.deepcopy can copy, got "
+            f"{type(error).__name__}: {error}; drop what cannot be copied, or prune a submodule"
+        ) from error
 
 
 def _real(device: torch.device | str, home: torch.device) -> torch.device:

@@ -11,12 +11,19 @@ from torch import Tensor, nn
 import infoslice.graph.rules_elementwise
 import infoslice.graph.rules_layers
 import infoslice.graph.rules_shape  # noqa: F401  (importing registers the rules)
-from infoslice.graph.capture import Capture, TraceError, capture
+from infoslice.graph.capture import Capture, capture
 from infoslice.graph.channel_graph import ChannelGraph, Signature
 from infoslice.graph.check import failing_groups
 from infoslice.graph.dims import Atom, pin
 from infoslice.graph.groups import build_groups, left_whole
-from infoslice.graph.shell import Shell, build_shell, is_special, named_tensors, specs_of
+from infoslice.graph.shell import (
+    Shell,
+    TraceError,
+    build_shell,
+    is_special,
+    named_tensors,
+    specs_of,
+)
 from infoslice.graph.walk import Result, Value, Walk
 
 __all__ = ["trace", "trace_specs"]
@@ -57,13 +64,7 @@ def trace_specs(
 ) -> ChannelGraph:
     """The same for ``specs = (args, kwargs)`` with a TensorSpec in place of every tensor."""
     refused = _refused(model, ignored_layers)
-    try:
-        shell = build_shell(model)
-    except Exception as error:  # deepcopy runs code of foreign modules
-        raise TraceError(
-            f"trace: argument model: expected a module that copy.deepcopy can copy, got "
-            f"{type(error).__name__}: {error}; drop what cannot be copied, or prune a submodule"
-        ) from error
+    shell = build_shell(model)
     captured = capture(shell, specs)
     walk = _walk(shell, captured, refused)
     graph = _graph(walk, captured, shell, specs, refused)

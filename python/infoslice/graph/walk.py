@@ -20,7 +20,7 @@ from infoslice.graph.dims import Atom, Dim, pin, size, unify
 
 __all__ = [
     "MULTIPLIER", "SPATIAL", "Result", "Role", "Rule", "SizeUse", "Use", "Value", "Walk",
-    "argument", "fresh", "module_path", "operator_name", "rule", "rules", "shape_of",
+    "argument", "call_site", "fresh", "module_path", "operator_name", "rule", "rules", "shape_of",
     "tensor_shapes",
 ]  # fmt: skip
 
@@ -148,9 +148,7 @@ class Walk:
 
     def where(self, node: fx.Node) -> str:
         """Operator and module path, for reasons."""
-        path = module_path(node)
-        name = operator_name(node).removeprefix("aten::")
-        return f"{name} in '{path}'" if path else f"{name} in the model's own forward"
+        return call_site(node)
 
     # ---- what rules say
 
@@ -209,6 +207,13 @@ def module_path(node: fx.Node) -> str:
     stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
     path = list(stack.values())[-1][0] if stack else ""
     return ".".join(part.partition("@")[0] for part in path.split("."))
+
+
+def call_site(node: fx.Node) -> str:
+    """Operator and module path, as text."""
+    path = module_path(node)
+    name = operator_name(node).removeprefix("aten::")
+    return f"{name} in '{path}'" if path else f"{name} in the model's own forward"
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:

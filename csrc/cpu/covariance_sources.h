@@ -14,6 +14,9 @@ namespace infoslice::cpu {
 template <class T, class A>
 INFOSLICE_INLINE void widen_run(const T* from, int64_t stride, int64_t count, A* to) {
   if (stride == 1) {
+    // The next chunk of this variable: one of many short runs far apart, so the hardware does not
+    // see it.
+    for (int64_t k = 0; k < count; k += 64 / sizeof(T)) __builtin_prefetch(from + count + k);
     for (int64_t k = 0; k < count; ++k) to[k] = static_cast<A>(widen(from[k]));
   } else {
     for (int64_t k = 0; k < count; ++k) to[k] = static_cast<A>(widen(from[k * stride]));

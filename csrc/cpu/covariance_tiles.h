@@ -52,19 +52,44 @@ INFOSLICE_INLINE void transpose_block(const double* rows, double* panel) {
   store(panel + kPanel, V(__builtin_shufflevector(a, b, 1, 3)));
 }
 
-// Packs `count` samples of the variables [first, first + used) minus their shift; the rest of the
-// panel is zero.
+// Subtracts the shift from rows of a panel and sums them up.
+template <class A, int W>
+class Centring {
+ public:
+  INFOSLICE_INLINE explicit Centring(const A* shift) {
+    for (int v = 0; v < kVectors; ++v) {
+      shift_[v] = load<V>(shift + v * W);
+      sum_[v] = magnitude_[v] = V{};
+    }
+  }
+  INFOSLICE_INLINE void centre(const A* from, A* to) {
+    for (int v = 0; v < kVectors; ++v) {
+      const V value = load<V>(from + v * W) - shift_[v];
+      store(to + v * W, value);
+      sum_[v] += value;
+      magnitude_[v] += magnitude_of(value);
+    }
+  }
+  INFOSLICE_INLINE void finish(PanelSums<A>& sums) const {
+    for (int v = 0; v < kVectors; ++v) {
+      store(sums.sum + v * W, sum_[v]);
+      store(sums.magnitude + v * W, magnitude_[v]);
+    }
+  }
+
+ private:
+  using V = Vec<A, W>;
+  static constexpr int kVectors = kPanel / W;
+  V shift_[kVectors], sum_[kVectors], magnitude_[kVectors];
+};
+
+// Packs `count` samples of the variables [first, first + used) minus their shift, which is zero for
+// the unused rest of the panel, as its samples are.
 template <class A, int W, class Source>
 INFOSLICE_INLINE void pack_panel_body(const Source& source, int64_t first, int used, int64_t begin,
                                       int64_t count, const A* shift, A* panel, PanelSums<A>& sums) {
-  using V = Vec<A, W>;
-  constexpr int kVectors = kPanel / W;
+  Centring<A, W> centring(shift);
   if (source.by_rows()) {
-    V shifts[kVectors], sum[kVectors], magnitude[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      shifts[v] = load<V>(shift + v * W);
-      sum[v] = magnitude[v] = V{};
-    }
     A row[kPanel] = {};
     for (int64_t k = 0; k < count;) {
       int64_t length, stride;
@@ -76,54 +101,30 @@ INFOSLICE_INLINE void pack_panel_body(const Source& source, int64_t first, int u
         } else {
           for (int c = 0; c < used; ++c) row[c] = static_cast<A>(widen(from[c]));
         }
-        for (int v = 0; v < kVectors; ++v) {
-          const V value = load<V>(row + v * W) - shifts[v];  // shift is zero where unused
-          store(panel + k * kPanel + v * W, value);
-          sum[v] += value;
-          magnitude[v] += magnitude_of(value);
+        centring.centre(row, panel + k * kPanel);
+      }
+    }
+  } else {
+    constexpr int kBlock = 16 / sizeof(A);  // variables transposed together
+    A rows[kBlock * kChunk<A>];
+    for (int block = 0; block < kPanel; block += kBlock) {
+      for (int r = 0; r < kBlock; ++r) {
+        A* to = rows + r * kChunk<A>;
+        if (block + r < used) {
+          source.read(first + block + r, begin, count, to);
+        } else {
+          for (int64_t k = 0; k < count; ++k) to[k] = 0;
         }
       }
+      int64_t k = 0;
+      for (; k + kBlock <= count; k += kBlock)
+        transpose_block(rows + k, panel + k * kPanel + block);
+      for (; k < count; ++k)
+        for (int r = 0; r < kBlock; ++r) panel[k * kPanel + block + r] = rows[r * kChunk<A> + k];
     }
-    for (int v = 0; v < kVectors; ++v) {
-      store(sums.sum + v * W, sum[v]);
-      store(sums.magnitude + v * W, magnitude[v]);
-    }
-    return;
+    for (int64_t k = 0; k < count; ++k) centring.centre(panel + k * kPanel, panel + k * kPanel);
   }
-
-  constexpr int kBlock = 16 / sizeof(A);  // variables transposed together
-  A rows[kBlock * kChunk<A>];
-  const int64_t padded = (count + W - 1) / W * W;
-  for (int block = 0; block < kPanel; block += kBlock) {
-    for (int r = 0; r < kBlock; ++r) {
-      const int c = block + r;
-      A* to = rows + r * kChunk<A>;
-      if (c < used) {
-        source.read(first + c, begin, count, to);
-        for (int64_t k = count; k < padded; ++k) to[k] = shift[c];  // adds nothing to the sums
-      } else {
-        for (int64_t k = 0; k < padded; ++k) to[k] = 0;
-      }
-      V sum{}, magnitude{};
-      for (int64_t k = 0; k < padded; k += W) {
-        const V value = load<V>(to + k) - shift[c];
-        store(to + k, value);
-        sum += value;
-        magnitude += magnitude_of(value);
-      }
-      A total = 0, total_magnitude = 0;
-      for (int l = 0; l < W; ++l) {
-        total += sum[l];
-        total_magnitude += magnitude[l];
-      }
-      sums.sum[c] = total;
-      sums.magnitude[c] = total_magnitude;
-    }
-    int64_t k = 0;
-    for (; k + kBlock <= count; k += kBlock) transpose_block(rows + k, panel + k * kPanel + block);
-    for (; k < count; ++k)
-      for (int r = 0; r < kBlock; ++r) panel[k * kPanel + block + r] = rows[r * kChunk<A> + k];
-  }
+  centring.finish(sums);
 }
 
 // The rank-one terms of a chunk's merge, 16 entries for each panel: moments += products +

@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from infoslice.graph import IndexMap, TraceError, trace
-from infoslice.graph.dims import Atom, Prod, Sum, atoms, index_maps, pin, resolve, size, unify
 from infoslice.surgery import plan
 from networks import MODELS, Block, Inverted, inputs, make
 from oracle import assert_same, random_plan, silence
@@ -36,113 +35,6 @@ def groups_of(graph):
 
 def image(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-# ---- index maps and the algebra of axes
-
-
-@pytest.mark.parametrize(
-    ("index_map", "expected"),
-    [
-        (IndexMap(3), [0, 2]),
-        (IndexMap(3, run=2), [0, 1, 4, 5]),
-        (IndexMap(3, offset=5), [5, 7]),
-        (IndexMap(3, repeat=2, period=3), [0, 2, 3, 5]),
-        (IndexMap(3, run=2, offset=1, repeat=2, period=10), [1, 2, 5, 6, 11, 12, 15, 16]),
-    ],
-)
-def test_index_map(index_map, expected):
-    found = index_map.indices([0, 2])
-    assert found.dtype == torch.int64
-    assert found.tolist() == expected
-    assert len(index_map.indices()) == 3 * index_map.run * index_map.repeat
-    assert index_map.indices([]).tolist() == []
-    assert IndexMap(**index_map.to_dict()) == index_map
-
-
-@pytest.mark.parametrize("channel", [-1, 3])
-def test_index_map_refuses_other_channels(channel):
-    with pytest.raises(ValueError, match=r"keep: expected channels in \[0, 3\)"):
-        IndexMap(3).indices([channel])
-
-
-def positions(dim):
-    """Atom -> positions, by writing every index of the axis out."""
-    dim = resolve(dim)
-    if isinstance(dim, Atom):
-        return [{dim: i} for i in range(dim.size)]
-    if isinstance(dim, Sum):
-        return [entry for part in dim.parts for entry in positions(part)]
-    table = [{}]
-    for factor in dim.factors:
-        table = [{**outer, **inner} for outer in table for inner in positions(factor)]
-    return table
-
-
-def test_index_maps_equal_enumeration():
-    a, b, c, d = Atom(2), Atom(3), Atom(4), Atom(5)
-    dims = [
-        a,
-        Sum((a, b)),
-        Prod((a, b, c)),
-        Sum((Prod((a, c)), b, Prod((d, c)))),
-        Prod((c, Sum((a, b)))),
-        Prod((Sum((a, b)), c)),
-        Sum((a, Prod((c, Sum((b, a)), Atom(3))), d)),
-        Prod((c, Prod((d, Sum((a, b)))))),
-    ]  # fmt: skip
-    for dim in dims:
-        table = positions(dim)
-        assert size(dim) == len(table)
-        found: dict[tuple[Atom, int], set[int]] = {}
-        for atom, index_map in index_maps(dim):
-            for channel in range(atom.size):
-                found.setdefault((atom, channel), set()).update(
-                    index_map.indices([channel]).tolist()
-                )
-        expected: dict[tuple[Atom, int], set[int]] = {}
-        for position, entry in enumerate(table):
-            for atom, channel in entry.items():
-                expected.setdefault((atom, channel), set()).add(position)
-        assert found == expected
-
-
-def test_two_separate_outer_loops_have_no_map():
-    a, b, c = Atom(2), Atom(3), Atom(4)
-    assert index_maps(Prod((a, Sum((b, Prod((c, Sum((Atom(2), Atom(3)))))))))) is None
-
-
-def test_unify_binds_atoms_to_structure():
-    a, b, c, whole = Atom(3), Atom(5), Atom(8), Atom(8)
-    unify(c, Sum((a, b)), "")
-    unify(whole, c, "")
-    assert list(atoms(whole)) == [a, b]
-    d, e, product = Atom(4), Atom(6), Atom(24)
-    unify(product, Prod((d, e)), "")
-    assert [m.run for _, m in index_maps(product)] == [6, 1]
-
-
-def test_unify_refines_sums_and_pins_what_does_not_align():
-    a, b, c, d = Atom(5), Atom(3), Atom(4), Atom(4)
-    unify(Sum((a, b)), Sum((c, d)), "no")
-    assert [atom.size for atom in atoms(Sum((a, b)))] == [4, 1, 3]
-    assert list(atoms(Sum((a, b)))) == list(atoms(Sum((c, d))))
-    e, f, g, h = Atom(4), Atom(6), Atom(6), Atom(4)
-    unify(Prod((e, f)), Prod((g, h)), "no")
-    assert {atom.reason for atom in atoms(Prod((e, f, g, h)))} == {"no"}
-    i, j = Atom(2), Atom(3)
-    unify(Sum((i, i, j)), Sum((j, i, i)), "no")  # i would be laid over parts of j and of itself
-    assert all(atom.size == 1 or atom.reason == "no" for atom in atoms(Sum((i, j))))
-
-
-def test_pins_follow_bindings():
-    a, b = Atom(6), Atom(6, "first")
-    unify(a, b, "")
-    pin(a, "second")
-    assert [atom.reason for atom in atoms(a)] == ["first"]
-    whole = Atom(6, "kept")
-    unify(whole, Sum((Atom(2), Atom(4))), "")
-    assert [atom.reason for atom in atoms(whole)] == ["kept", "kept"]
 
 
 # ---- structure
@@ -312,6 +204,19 @@ def glu_split(s, x):
     return s.o(F.silu(a) * b)
 
 
+def autocast(s, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return s.o(F.relu(s.q(x)))
+
+
+def eca(s, x):
+    y = s.q(x)
+    return s.o(
+        y * torch.sigmoid(F.conv1d(y.mean(1, True), s.o.weight.new_ones(1, 1, 3), padding=1))
+    )
+
+
+norm = nn.LocalResponseNorm(3)
 QKV = {"q": 8, "k": 8, "v": 8}
 WHOLE = {
     "softmax over channels": (lambda s, x: s.o(torch.softmax(s.q(x), -1)), QKV, "softmax"),
@@ -341,6 +246,13 @@ WHOLE = {
     "computed weight": (
         lambda s, x: s.o(F.linear(x, s.q.weight * 2)), {"q": 8}, "computed",
     ),
+    "scale from a count": (
+        lambda s, x: s.o((h := s.q(x)) * h.shape[-1] ** -0.5), {"q": 8}, "does not run alike: mul",
+    ),
+    "count as divisor": (lambda s, x: s.o((h := s.q(x)) / len(h[0, 0])), {"q": 8}, "not run alike"),
+    "autocast": (autocast, {"q": 8}, ""),
+    "convolution along channels": (eca, {"q": 8}, "spatial or kernel axis"),
+    "response norm": (lambda s, x: s.o(norm(s.q(x).transpose(1, 2)).transpose(1, 2)), {"q": 8}, ""),
     "crossed reshape": (
         lambda s, x: s.o(s.q(x).transpose(1, 2).reshape(2, 3, 8)), {"q": 8}, "regroups",
     ),
@@ -419,6 +331,26 @@ def test_multihead_attention_module_is_left_whole():
     graph = trace(model, image(2, 3, 4))
     assert graph.prunable == ()
     assert set(graph.whole) == {"a", "att", "att.out_proj", "head"}
+
+
+def test_recurrent_layers_are_left_whole():
+    model = Run(
+        lambda s, x: s.head(s.lstm(s.a(x))[0]),
+        a=nn.Linear(4, 8), lstm=nn.LSTM(8, 6, batch_first=True), head=nn.Linear(6, 2),
+    )  # fmt: skip
+    graph = trace(model, image(2, 3, 4))
+    assert graph.prunable == ()
+    assert set(graph.whole) == {"a", "lstm", "head"}
+
+
+def test_contexts_and_casts_pass():
+    def forward(s, x):
+        with torch.no_grad():
+            y = F.relu(s.a(x)).to(torch.float64)
+        return s.b(y.type_as(s.b.weight).float())
+
+    (group,) = trace(Run(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 4)), image(3, 4)).prunable
+    assert group.name == "a"
 
 
 def test_shared_memory_and_norms_shared_between_groups():

@@ -435,15 +435,13 @@ class Thresholds(nn.Module):
             x = x.sigmoid() if self.a.out_features < 6 else x.tanh()
         if self.kind == "softmax":
             x = x.softmax(-1)
-        if self.kind == "scale":
-            x = x * self.a.out_features**-0.5
         if self.kind == "output":
             return self.b(x)[:, : self.a.out_features // 4]
         return self.b(x)
 
 
 @pytest.mark.parametrize("route", ["graph", "json"])
-@pytest.mark.parametrize("kind", ["branch", "other operator", "scale", "output"])
+@pytest.mark.parametrize("kind", ["branch", "other operator", "output"])
 def test_a_forward_that_changes_with_its_size_is_refused(kind, route):
     model = Thresholds(kind)
     graph = trace(model, torch.zeros(2, 4))
@@ -459,11 +457,11 @@ def test_a_forward_that_changes_with_its_size_is_refused(kind, route):
 
 
 def test_only_the_failing_group_is_named(residual):
-    model = Thresholds("scale")
+    model = Thresholds("branch")
     model.b = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
     graph = trace(model, torch.zeros(2, 4))
-    made = plan(graph, remove={"a": [0], "b.0": [1]})
-    with pytest.raises(ValueError, match="does not run alike: group a: mul") as caught:
+    made = plan(graph, remove={"a": [0, 1, 7], "b.0": [1]})
+    with pytest.raises(ValueError, match="does not run alike: group a: calls") as caught:
         made.apply(model)
     assert "group b.0" not in str(caught.value)
 

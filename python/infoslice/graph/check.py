@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -87,7 +88,7 @@ def _difference(signature: Signature, pruned: Capture, kept: Mapping[Atom, int])
             if len(old) != len(new):
                 return f"{where} has {len(new)} arguments instead of {len(old)}"
             for was, now in zip(old, new, strict=True):
-                if was != now or type(was) is not type(now):
+                if repr(was) != repr(now):  # NaN is given as NaN
                     return f"{where} is given {now} instead of {was}"
         expected = [tuple(size(d, kept) for d in dims) for dims in signature.dims.get(before, ())]
         got = tensor_shapes(after.meta.get("val"))
@@ -99,13 +100,24 @@ def _difference(signature: Signature, pruned: Capture, kept: Mapping[Atom, int])
 def _constants(node: fx.Node, order: Mapping[fx.Node, int]) -> list[Any]:
     """The arguments that must not change: everything but sizes, tensors by position."""
     name = operator_name(node)
-    told = name in _TOLD_SIZES
     result: list[Any] = []
-    for path, leaf in pytree.tree_flatten_with_path((tuple(node.args), dict(node.kwargs)))[0]:
-        if isinstance(leaf, fx.Node):
-            result.append(f"the result of operator {order[leaf]}")
-        elif type(leaf) is int and ((told and len(path) > 2) or "conv" in name):
-            continue  # a size within a list; the groups of a depthwise convolution
-        else:
-            result.append(leaf)
+    for label, given in _arguments(node):
+        if label == "groups" and "conv" in name:
+            continue  # a depthwise convolution has as many as channels
+        for leaf in pytree.tree_leaves(given):
+            if isinstance(leaf, fx.Node):
+                result.append(f"the result of operator {order[leaf]}")
+            elif not (name in _TOLD_SIZES and type(leaf) is int and given is not leaf):
+                result.append(leaf)  # all but sizes within a list
     return result
+
+
+def _arguments(node: fx.Node) -> list[tuple[str, Any]]:
+    """Names and values, with the defaults that the recording leaves out."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return [("", value) for value in (*node.args, *node.kwargs.values())]
+    given = list(node.args)
+    return [
+        (a.name, given[i] if i < len(given) else node.kwargs.get(a.name, a.default_value))
+        for i, a in enumerate(node.target._schema.arguments)
+    ]

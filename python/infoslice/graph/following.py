@@ -41,8 +41,8 @@ def following(graph: ChannelGraph) -> dict[str, tuple[Step, ...]]:
     """For each layer of ``graph`` the batch norm and activation applied to its output alone.
 
     The chain ends at the first operator that is neither, that has a second tensor input (the sum of
-    a residual block), or whose input is read elsewhere too. Layers called more than once are left
-    out: what follows may differ from call to call.
+    a residual block), or whose input is read elsewhere too. Only layers called exactly once are
+    listed: what follows may differ from call to call.
     """
     calls = [node for node in graph.signature.nodes if node.op == "call_function"]
     layers = Counter(module_path(node) for node in calls if _name(node) in _LAYERS)

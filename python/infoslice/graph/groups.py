@@ -143,7 +143,11 @@ def left_whole(
 
 
 def _own_reason(walk: Walk, layer: str) -> str:
-    """Of a layer that is in no group: the first reason found on its weights."""
+    """Of a layer that is in no group: the reason on the axis it writes, or any on its weights."""
+    for use in walk.uses:
+        if use.module == layer and use.role != "in":
+            written = walk.weights[use.tensor].dims[use.axis]
+            return next((a.reason for a in atoms(written) if a.reason), "a single channel")
     found = [
         atom.reason
         for tensor, value in walk.weights.items()
@@ -152,5 +156,4 @@ def _own_reason(walk: Walk, layer: str) -> str:
         for atom in atoms(dim)
         if atom.reason
     ]
-    telling = [reason for reason in found if reason not in _NEVER_CHANNELS]
-    return next(iter(telling), "a single channel")
+    return next(iter(found), "a single channel")

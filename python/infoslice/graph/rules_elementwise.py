@@ -26,20 +26,29 @@ zeros_like ones_like full_like empty_like
 
 @rule(*(f"aten::{name}" for name in _NAMES.split()))
 def _pointwise(walk: Walk, node: fx.Node) -> Result:
-    dims = broadcast(walk, node, walk.inputs(node))
+    values = walk.inputs(node)
+    if _base(node) in ("type_as", "to"):
+        values = values[:1]  # another tensor may be there for its dtype and device
+    # A number may have been computed from a channel count (x * c**-0.5).
+    walk.baked |= any(type(given) in (int, float) for given in node.args)
+    dims = broadcast(walk, node, values)
     val = node.meta.get("val")
     if isinstance(val, (tuple, list)):
         return tuple(Value(dims) for _ in val)
     source = walk.value(node.args[0])
-    if source is not None and len(node.all_input_nodes) == 1 and _IDENTITY.get(_base(node)):
+    if source is not None and _base(node) in _IDENTITY:
         return source  # still the weight itself
     return Value(dims)
 
 
-# Operators whose result is the argument, entry by entry. A dtype or device change is not one of
-# them for weights: what is multiplied is then a computed tensor, yet the same entries.
-_IDENTITY = dict.fromkeys(
-    ("clone", "contiguous", "detach", "alias", "lift_fresh", "to", "_to_copy", "type_as"), True
+@rule("aten::_assert_tensor_metadata")
+def _assertion(walk: Walk, node: fx.Node) -> None:
+    """Recorded beside a change of dtype; yields nothing and couples nothing."""
+
+
+# Operators whose result is the argument, entry by entry: a weight is still that weight.
+_IDENTITY = frozenset(
+    ("clone", "contiguous", "detach", "alias", "lift_fresh", "to", "_to_copy", "type_as")
 )
 
 

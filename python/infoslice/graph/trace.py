@@ -42,6 +42,7 @@ def trace(
     it may lie on the meta device. Forward hooks of the model run too, on the fakes. Every operator
     says which axes of its arguments and results are the same channels; an operator that is not
     understood leaves whatever it touches whole. Model inputs and outputs are left whole always.
+    What the forward does in training mode only (auxiliary heads) is not seen.
 
     Args:
         model: any module; layers used twice and tied weights are understood.
@@ -69,8 +70,8 @@ def trace_specs(
     walk = _walk(shell, captured, refused)
     graph = _graph(walk, captured, shell, specs, refused)
     if walk.baked:
-        # Sizes reached an operator as numbers. If the code computed them from its input they
-        # follow a cut, if it spells them out they do not: only running a smaller copy tells.
+        # Numbers reached an operator. A size that the code computed from its input follows a cut,
+        # one that it spells out does not, and a scale should stay: running a smaller copy tells.
         all_but_one = {g.name: torch.arange(g.channels - 1) for g in graph.prunable}
         for name, failure in failing_groups(graph, shell.module, all_but_one).items():
             pin(graph.signature.atoms[name], f"a smaller copy does not run alike: {failure}")

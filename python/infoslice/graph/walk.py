@@ -91,7 +91,7 @@ class Walk:
     sizes: list[SizeUse] = field(default_factory=list)
     layers: dict[str, None] = field(default_factory=dict)
     renormalised: list[tuple[str, Dim]] = field(default_factory=list)
-    baked: bool = False  # sizes given as numbers reach an operator: the code may hard-code them
+    baked: bool = False  # numbers reach an operator: the code may spell out or use channel counts
 
     # ---- running
 
@@ -114,7 +114,13 @@ class Walk:
             index = node.args[1]
             return source[index] if isinstance(source, tuple) and isinstance(index, int) else None
         function = rules.get(name) or rules.get(name.rstrip("_"))
-        result = function(self, node) if function else self.unknown(node)
+        if function is None:
+            return self.unknown(node)
+        try:
+            result = function(self, node)
+        except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # Arguments that the rule does not foresee: whole, never guessed.
+            return self.unknown(node, f"{self.where(node)} is not understood: {error}")
         made = [tuple(map(size, value.dims)) for value in _flat(result) if value is not None]
         if made != tensor_shapes(node.meta.get("val")):
             # A form of the operator that the rule does not foresee: whole, never guessed.

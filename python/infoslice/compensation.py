@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import cast
 
 import torch
@@ -22,19 +23,26 @@ def refittable(layer: nn.Module) -> bool:
 
 @torch.no_grad()
 def joint_moments(
-    pruned: nn.Module, original: nn.Module, name: str, inputs: Inputs, *, batch_size: int = 64
+    pruned: nn.Module,
+    original: nn.Module,
+    name: str,
+    inputs: Inputs,
+    *,
+    batch_size: int = 64,
+    once: bool = False,
 ) -> Moments:
     """Moments of the input that layer ``name`` gets in ``pruned`` and its output in ``original``.
 
-    Both models run in eval mode on the same batches.
+    Both models run in eval mode on the same batches; ``once``: the forward calls the layer one time
+    only and need not go on after it.
 
     Raises ValueError if the two do not call the layer equally often.
     """
     total: Moments | None = None
     layer = pruned.get_submodule(name)
     for batch in inputs.batches(batch_size):
-        xs = _seen(pruned, name, batch, want_input=True)
-        ys = _seen(original, name, batch, want_input=False)
+        xs = [x for x, _ in _calls(pruned, name, batch, once)]
+        ys = [y for _, y in _calls(original, name, batch, once)]
         if not xs or len(xs) != len(ys):
             raise ValueError(
                 f"joint_moments: argument pruned: expected layer '{name}' to be called as often as "
@@ -107,16 +115,24 @@ def refit_(
         running_mean.sub_(offset.to(running_mean))
 
 
-def _seen(model: nn.Module, name: str, batch: Inputs, *, want_input: bool) -> list[Tensor]:
-    """Inputs or outputs of a layer in one forward."""
-    found: list[Tensor] = []
+class _ReachedError(Exception):
+    """The layer has been run; the rest of the forward is not needed."""
+
+
+def _calls(model: nn.Module, name: str, batch: Inputs, once: bool) -> list[tuple[Tensor, Tensor]]:
+    """Input and output of a layer at each of its calls in one forward."""
+    found: list[tuple[Tensor, Tensor]] = []
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        found.append(args[0] if want_input else output)
+        if once:
+            found.append((args[0], output))
+            raise _ReachedError
+        # What comes later in the forward may work in place on either.
+        found.append((args[0].clone(), output.clone()))
 
     handle = model.get_submodule(name).register_forward_hook(hook)
     try:
-        with evaluating(model):
+        with evaluating(model), contextlib.suppress(_ReachedError):
             model(*batch.args, **batch.kwargs)
     finally:
         handle.remove()

@@ -51,7 +51,7 @@ def prune(
     criterion: str | Criterion = "causal",
     criterion_options: Mapping[str, Any] | None = None,
     allocation: Allocation = "global",
-    max_pruning_ratio: float = 0.9,
+    max_pruning_ratio: float | None = None,
     round_to: int = 1,
     compensation: Compensation = "least_squares",
     compensation_ridge: float = 1e-2,
@@ -65,6 +65,7 @@ def prune(
     batch_size: int = 64,
     max_variables: int = 8192,
     ignored_layers: Iterable[str | nn.Module] = (),
+    graph: ChannelGraph | None = None,
     inplace: bool = False,
     show_progress: bool = True,
 ) -> PruningResult:
@@ -88,7 +89,8 @@ def prune(
         allocation: ``"global"``: the lowest scores of all groups go, all scored on the unpruned
             network. ``"uniform"``: the same share of each group; groups are then visited in order
             of execution, and each is scored on what the already pruned part passes on.
-        max_pruning_ratio: at most this share of any one group.
+        max_pruning_ratio: at most this share of any one group; by default half-way from
+            ``pruning_ratio`` to all of it.
         round_to: channels kept per group are rounded up to a multiple of this.
         compensation: ``"least_squares"`` or ``"none"``.
         compensation_ridge: pull towards the old weights, see
@@ -108,6 +110,8 @@ def prune(
         max_variables: a layer that reads more variables (channels times receptive field) is not
             measured: its covariance would need ``8 * variables^2`` bytes a few times over.
         ignored_layers: module paths or modules that stay whole.
+        graph: of this model, from :func:`infoslice.trace`, to save tracing it again;
+            ``ignored_layers`` is then that graph's.
         inplace: cut ``model`` itself; else it stays as it is.
         show_progress: bars on standard error, if that is a terminal.
 
@@ -121,7 +125,8 @@ def prune(
         TypeError: inputs of the wrong kind.
     """
     check_ratio("prune", "pruning_ratio", pruning_ratio)
-    check_ratio("prune", "max_pruning_ratio", max_pruning_ratio)
+    if max_pruning_ratio is not None:
+        check_ratio("prune", "max_pruning_ratio", max_pruning_ratio)
     for name, value, allowed in (
         ("allocation", allocation, get_args(Allocation)),
         ("compensation", compensation, get_args(Compensation)),
@@ -130,9 +135,7 @@ def prune(
         ("target", target, get_args(Target)),
     ):
         if value not in allowed:
-            raise ValueError(
-                f"prune: argument {name}: expected one of {allowed}, got {value!r}"
-            )
+            raise ValueError(f"prune: argument {name}: expected one of {allowed}, got {value!r}")
     for name, count in (
         ("round_to", round_to), ("batch_size", batch_size), ("max_variables", max_variables)
     ):  # fmt: skip
@@ -143,7 +146,8 @@ def prune(
             f"prune: argument compensation_ridge: expected > 0, got {compensation_ridge}"
         )
     scored_by = _criterion(criterion, criterion_options or {})
-    graph = trace(model, example_inputs, ignored_layers=ignored_layers)
+    if graph is None:
+        graph = trace(model, example_inputs, ignored_layers=ignored_layers)
     if perturbation == "auto":
         perturbation = "matched" if recorded_layers(model) else "gaussian"
     kind: Kind = "uniform" if perturbation == "uniform" else "gaussian"
@@ -232,7 +236,7 @@ def _criterion(criterion: str | Criterion, options: Mapping[str, Any]) -> Criter
     return partial(criterion, **options)
 
 
-class _TooWide(Exception):
+class _TooWideError(Exception):
     """A criterion asked for a covariance larger than the caller allows."""
 
 
@@ -326,7 +330,7 @@ class _Work:
         """Scores, checked; None and a reason if a layer is too wide to be measured."""
         try:
             scores = criterion(statistics, filters(group, self.pruned))
-        except _TooWide as error:
+        except _TooWideError as error:
             self.left_whole[group.name] = (
                 f"layer '{error}' reads more than max_variables = {self.max_variables} variables"
             )
@@ -374,7 +378,12 @@ class _Work:
             self.not_refitted[name] = why
             return
         moments = joint_moments(
-            self.pruned, self.original, name, self.inputs(), batch_size=self.batch_size
+            self.pruned,
+            self.original,
+            name,
+            self.inputs(),
+            batch_size=self.batch_size,
+            once=name in self.steps,
         )
         first = self.steps.get(name, ())[:1]
         norm = self.pruned.get_submodule(first[0].module) if first and first[0].is_norm else None
@@ -448,7 +457,7 @@ class _Known(dict[str, Moments]):
     """Moments by layer; a layer that was too wide to be measured is told apart."""
 
     def __missing__(self, name: str) -> Moments:
-        raise _TooWide(name)
+        raise _TooWideError(name)
 
 
 def _information(layer: LayerStatistics, keep: Tensor) -> tuple[float, float]:

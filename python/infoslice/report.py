@@ -19,8 +19,10 @@ __all__ = ["LayerReport", "Report", "Totals", "latencies", "macs", "table", "tot
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer. ``nats``: information between what it reads and its noisy output, all its channels
-    and those kept (see :class:`infoslice.group_statistics.Joint`); None where not measured.
+    """One layer that was cut.
+
+    ``nats``: information between what it reads and its noisy output, over all its channels and over
+    those kept (see :class:`infoslice.group_statistics.Joint`); None where not measured.
     """
 
     name: str
@@ -43,8 +45,10 @@ class Totals:
 
 @dataclass(frozen=True)
 class Report:
-    """``left_whole``: module path -> reason; ``not_refitted``: layer -> reason; ``perturbation``:
-    what was put in.
+    """What :func:`infoslice.prune` did.
+
+    ``perturbation``: what was put in; ``left_whole``: module path -> why its channels stay;
+    ``not_refitted``: layer -> why its weights are the old ones.
     """
 
     layers: tuple[LayerReport, ...]
@@ -117,7 +121,7 @@ def macs(model: nn.Module, inputs: Inputs) -> int:
 
 
 def latencies(
-    models: Sequence[nn.Module], inputs: Inputs, *, seconds: float = 0.5, most: int = 50
+    models: Sequence[nn.Module], inputs: Inputs, *, seconds: float = 0.2, most: int = 50
 ) -> list[float]:
     """Median seconds of one forward of each model in eval mode; the models take turns.
 

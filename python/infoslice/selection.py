@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 __all__ = ["Allocation", "check_ratio", "select"]
@@ -25,7 +24,7 @@ def select(
     pruning_ratio: float,
     *,
     allocation: Allocation = "global",
-    max_pruning_ratio: float = 0.9,
+    max_pruning_ratio: float | None = None,
     round_to: int = 1,
 ) -> dict[str, Tensor]:
     """Channels to keep in every group: the best scores, lowest index first among equals.
@@ -36,8 +35,9 @@ def select(
         allocation: ``"uniform"``: this share of every group; ``"global"``: of all channels
             together, wherever the scores are lowest (they must then compare between groups, as
             information in nats does).
-        max_pruning_ratio: at most this share of any one group, in [0, 1). At least one channel
-            always stays. Where this cap binds, fewer channels go than asked for.
+        max_pruning_ratio: at most this share of any one group, in [0, 1); by default half-way from
+            ``pruning_ratio`` to all of it, so that no layer is closed. At least one channel always
+            stays. Where a cap below ``pruning_ratio`` binds, fewer channels go than asked for.
         round_to: the number kept in a group is rounded up to a multiple of this (never beyond its
             size).
 
@@ -48,6 +48,8 @@ def select(
         ValueError: an argument out of range; a score that is NaN.
     """
     check_ratio("select", "pruning_ratio", pruning_ratio)
+    if max_pruning_ratio is None:
+        max_pruning_ratio = (1 + pruning_ratio) / 2
     check_ratio("select", "max_pruning_ratio", max_pruning_ratio)
     if round_to < 1:
         raise ValueError(f"select: argument round_to: expected at least 1, got {round_to}")

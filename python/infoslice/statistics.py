@@ -14,7 +14,15 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from infoslice import ops
 from infoslice.perturbation import Inputs, evaluating
 
-__all__ = ["Moments", "collect", "measure", "supported", "variables", "variables_per_channel", "weight_matrix"]
+__all__ = [
+    "Moments",
+    "collect",
+    "measure",
+    "supported",
+    "variables",
+    "variables_per_channel",
+    "weight_matrix",
+]
 
 Stream = Callable[[Tensor], Tensor]
 
@@ -141,7 +149,7 @@ def collect(
         batch_size: samples per forward.
         outputs: layers whose output is measured too, each with the function applied to it first
             (the activation; ``torch.nn.Identity()`` for the plain output).
-        fresh_noise: replaces the input of each layer, for the perturbation of every layer by itself.
+        fresh_noise: replaces the input of each layer, to perturb every layer by itself.
 
     Raises:
         ValueError: a layer was never called, or an activation is NaN or infinite.
@@ -172,7 +180,9 @@ def collect(
             hook.remove()
     missing = [name for name in names if name not in found]
     if missing:
-        raise ValueError(f"collect: argument layers: expected layers that are called, got {missing}")
+        raise ValueError(
+            f"collect: argument layers: expected layers that are called, got {missing}"
+        )
     return found
 
 

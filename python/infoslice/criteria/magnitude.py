@@ -1,4 +1,7 @@
-"""Filters with small weights go first (Li et al. 2017, "Pruning Filters for Efficient ConvNets")."""
+"""Filters with small weights go first.
+
+Li et al. 2017, "Pruning Filters for Efficient ConvNets", arXiv 1608.08710.
+"""
 
 from __future__ import annotations
 
@@ -29,4 +32,4 @@ def _norm(statistics: GroupStatistics, weights: Sequence[Tensor], order: int) ->
     if not weights:
         return torch.zeros(statistics.channels, dtype=torch.float64)
     rows = torch.cat([w.double() for w in weights], 1)
-    return torch.linalg.vector_norm(rows, order, dim=1)
+    return rows.abs().sum(1) if order == 1 else rows.square().sum(1).sqrt()

@@ -64,9 +64,8 @@ def accuracy(model: nn.Module, pixels: Tensor, labels: Tensor, batch: int = 500)
     """Share of the images whose largest logit is the label, in evaluation mode."""
     training = model.training
     model.eval()
-    hits = sum(
-        int((model(standardise(x)).argmax(1) == y).sum())
-        for x, y in zip(pixels.split(batch), labels.split(batch), strict=True)
-    )
+    hits = 0
+    for x, y in zip(torch.split(pixels, batch), torch.split(labels, batch), strict=True):
+        hits += int((model(standardise(x)).argmax(1) == y).sum())
     model.train(training)
     return hits / len(labels)

@@ -40,7 +40,7 @@ def train(pixels: Tensor, labels: Tensor, seed: int = 0) -> ResNet:
     steps = EPOCHS * -(-len(labels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
     for epoch in range(EPOCHS):
-        for batch in torch.randperm(len(labels)).split(BATCH):
+        for batch in torch.split(torch.randperm(len(labels)), BATCH):
             x = F.pad(pixels[batch], (2, 2, 2, 2))
             dy, dx = torch.randint(0, 5, (2,)).tolist()
             x = x[:, dy : dy + 28, dx : dx + 28]
@@ -48,7 +48,7 @@ def train(pixels: Tensor, labels: Tensor, seed: int = 0) -> ResNet:
                 x = x.flip(2)
             loss = F.cross_entropy(model(standardise(x)), labels[batch], label_smoothing=0.05)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
         print(f"epoch {epoch + 1} of {EPOCHS}: loss {loss.item():.3f}", flush=True)
@@ -56,6 +56,7 @@ def train(pixels: Tensor, labels: Tensor, seed: int = 0) -> ResNet:
 
 
 def main(dataset: Path, output: Path) -> None:
+    """Train, print the accuracy on all test images and write weights and images."""
     torch.set_num_threads(1)
     model = train(*read(dataset, "train"))
     pixels, labels = read(dataset, "t10k")

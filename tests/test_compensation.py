@@ -1,0 +1,136 @@
+"""The refit against closed forms and networks that it must restore exactly."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import infoslice
+import networks
+from infoslice.compensation import joint_moments, refit_
+from infoslice.graph.following import following
+from infoslice.perturbation import Inputs
+from infoslice.statistics import measure
+
+KEPT = torch.tensor([0, 2, 3])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_minimise_the_error_with_a_pull_to_the_old_ones(bias):
+    layer = nn.Linear(5, 3, bias=bias).double()
+    old = copy.deepcopy(layer)
+    x = torch.randn(200, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64) + 1
+    y = old(x).detach()
+    ridge = 0.03
+    refit_(layer, measure(layer, x, y), KEPT, ridge=ridge)
+    xs = x[:, KEPT].requires_grad_(False)
+    w = layer.weight.detach()[:, KEPT].clone().requires_grad_()
+    b = (layer.bias if bias else torch.zeros(3)).detach().double().clone().requires_grad_(bias)
+    second = xs.var(0, correction=0) if bias else xs.square().mean(0)
+    pull = ridge * second.mean()
+    loss = (y - xs @ w.T - b).square().sum(1).mean()
+    loss = loss + pull * (w - old.weight.detach()[:, KEPT]).square().sum()
+    loss.backward()
+    assert w.grad.abs().max() < 1e-9
+    if bias:
+        assert b.grad.abs().max() < 1e-9
+    assert (layer.weight[:, [1, 4]] == 0).all()
+
+
+def test_a_channel_that_others_determine_is_replaced_exactly():
+    layer = nn.Linear(3, 4).double()
+    free = torch.randn(100, 2, dtype=torch.float64)
+    x = torch.cat([free, 2 * free[:, :1] - free[:, 1:] + 0.7], 1)
+    y = layer(x).detach()
+    refit_(layer, measure(layer, x, y), torch.tensor([0, 1]), ridge=1e-12)
+    torch.testing.assert_close(layer(x).detach(), y, rtol=1e-8, atol=1e-8)
+
+
+def test_the_error_left_is_the_conditional_variance():
+    layer = nn.Linear(5, 3).double()
+    x = torch.randn(500, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64)
+    y = layer(x).detach()
+    gone = torch.tensor([1, 4])
+    s = torch.cov(x.T, correction=0)
+    v = torch.linalg.inv(torch.linalg.inv(s)[gone][:, gone])
+    w = layer.weight.detach()[:, gone]
+    refit_(layer, measure(layer, x, y), KEPT, ridge=1e-12)
+    error = (layer(x) - y).square().sum(1).mean().item()
+    assert error == pytest.approx((w @ v @ w.T).trace().item(), rel=1e-6)
+
+
+def test_the_bias_goes_into_the_batch_norm_that_follows():
+    conv, norm = nn.Conv2d(3, 4, 3, bias=False).double(), nn.BatchNorm2d(4).double().eval()
+    model = nn.Sequential(conv, norm)
+    with torch.no_grad():
+        norm.running_mean.copy_(torch.randn(4))
+        norm.weight.copy_(torch.rand(4) + 0.5)
+    x = torch.randn(50, 3, 6, 6, dtype=torch.float64)
+    x[:, 2] = 0.5 * x[:, 0] - x[:, 1] + 3
+    y, out = conv(x).detach(), model(x).detach()
+    kept = torch.arange(18)
+    refit_(conv, measure(conv, x, y), kept, norm=norm, ridge=1e-12)
+    assert (conv.weight[:, 2] == 0).all()
+    torch.testing.assert_close(model(x).detach(), out, rtol=1e-7, atol=1e-7)
+
+
+def test_nothing_to_fit_keeps_the_old_weights():
+    layer = nn.Linear(3, 2).double()
+    old = layer.weight.detach().clone()
+    x = torch.ones(10, 3, dtype=torch.float64)
+    refit_(layer, measure(layer, x, layer(x)), torch.tensor([0, 1]))
+    assert torch.equal(layer.weight[:, :2], old[:, :2])
+    with pytest.raises(ValueError, match="ridge"):
+        refit_(layer, measure(layer, x, layer(x)), torch.tensor([0]), ridge=0.0)
+
+
+def test_joint_moments_take_the_input_here_and_the_output_there():
+    original = networks.PlainCNN().double()
+    pruned = copy.deepcopy(original)
+    x = Inputs.of(torch.randn(5, *networks.PlainCNN.shape[1:], dtype=torch.float64))
+    with torch.no_grad():
+        pruned.body[0][0].weight.mul_(0.5)
+    name = "body.7"
+    seen = {}
+    for key, model in (("x", pruned), ("y", original)):
+        hook = model.get_submodule(name).register_forward_hook(
+            lambda m, a, o, key=key: seen.update({key: (a[0] if key == "x" else o).clone()})
+        )
+        model.eval()(*x.args)
+        hook.remove()
+    expected = measure(pruned.get_submodule(name), seen["x"], seen["y"])
+    for once in (True, False):
+        got = joint_moments(pruned, original, name, x, batch_size=2, once=once)
+        torch.testing.assert_close(got.covariance_xy, expected.covariance_xy)
+        torch.testing.assert_close(got.mean_y, expected.mean_y)
+
+
+def test_following_names_the_norm_and_the_activation_and_stops_at_a_sum():
+    model = networks.Residual().eval()
+    steps = following(infoslice.trace(model, torch.zeros(networks.Residual.shape)))
+    first = steps["blocks.0.a.0"]
+    assert [s.module for s in first if s.is_norm] == ["blocks.0.a.1"]
+    assert len(first) == 2
+    assert [s.module for s in steps["blocks.0.b.0"]] == ["blocks.0.b.1"]
+    y = torch.randn(2, 6, 4, 4)
+    model.blocks[0].a[1].running_mean.uniform_()
+    expected = model.blocks[0].a[1](y).relu()
+    for step in first:
+        y = step.apply(model, y)
+    torch.testing.assert_close(y, expected)
+    assert steps["head"] == ()
+
+
+def test_layers_called_twice_have_no_single_follower():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm, self.b = nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.norm(self.b(self.norm(self.a(self.a(x)))))
+
+    steps = following(infoslice.trace(Twice(), torch.zeros(2, 3)))
+    assert "a" not in steps
+    assert steps["b"] == ()  # its norm also serves another layer

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -323,3 +326,28 @@ def test_gradient_has_the_dtype_of_the_input(assert_close, dtype):
     assert_close(
         x.grad, exact.grad.to(dtype), torch.float32, factor=8e3 if dtype.itemsize == 2 else 1
     )
+
+
+@pytest.mark.parametrize("level", ["baseline", "v3", "v4"])
+def test_every_cpu_level(level):
+    # A level is chosen once in a process; one that this machine lacks falls back to what it has.
+    code = (
+        "import torch\n"
+        "from infoslice import ops, reference\n"
+        "torch.manual_seed(0)\n"
+        "cases = ((torch.float64, 1e-13), (torch.float16, 2e-6), (torch.float32, 2e-6))\n"
+        "for dtype, bound in cases:\n"
+        "    for shape in ((300, 45), (3, 45, 11, 9)):\n"
+        "        x = (torch.randn(shape) + 30).to(dtype)\n"
+        "        result = ops.covariance(x, channel_dim=1).covariance\n"
+        "        expected = reference.covariance(x, channel_dim=1).covariance\n"
+        "        assert (result - expected).abs().max() <= bound * expected.abs().max()\n"
+        "print(ops.build_info()['cpu_level'])\n"
+    )
+    environment = {**os.environ, "INFOSLICE_CPU_LEVEL": level}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    used = result.stdout.strip()
+    assert used == "baseline" or (level != "baseline" and used in ("x86-64-v3", f"x86-64-{level}"))

@@ -39,7 +39,7 @@ Results results(Out* cov, Out* mean_x, Out* mean_y) {
 }
 
 // One input of a problem: its means so far, and the chunk at hand.
-template <class A, class Source>
+template <class A>
 struct Side {
   explicit Side(const Source& from)
       : source(from),
@@ -57,8 +57,8 @@ struct Side {
     const double work = kPackNanoseconds * static_cast<double>(count * panels);
     parallel_for(threads_for(threads, work), panels, [&](int64_t p) {
       const int used = static_cast<int>(std::min<int64_t>(kPanel, variables - p * kPanel));
-      pack_panel(source, p * kPanel, used, begin, count, &shift[p * kPanel],
-                 &packed[p * kPanel * kChunk<A>], sums[p]);
+      source.pack(p * kPanel, used, begin, count, &shift[p * kPanel],
+                  &packed[p * kPanel * kChunk<A>], sums[p]);
     });
   }
 
@@ -103,7 +103,7 @@ struct Side {
   A sum(int64_t v) const { return sums[v / kPanel].sum[v % kPanel]; }
   const A* panel(int64_t p) const { return &packed[p * kPanel * kChunk<A>]; }
 
-  const Source source;
+  const Source& source;
   const int64_t variables, panels;
   std::vector<A> shift, packed;
   std::vector<PanelSums<A>> sums;
@@ -111,12 +111,12 @@ struct Side {
 };
 
 // Count, means and central co-moments of a stretch of samples; of x with itself if `y` is null.
-template <class A, class X, class Y>
+template <class A>
 class Moments {
  public:
-  Moments(const X& x, const Y* y)
+  Moments(const Source& x, const Source* y)
       : x_(x),
-        y_(y ? std::make_unique<Side<A, Y>>(*y) : nullptr),
+        y_(y ? std::make_unique<Side<A>>(*y) : nullptr),
         left_(x_.panels * kPanel),
         right_(x_.panels * kPanel),
         products_((y_ ? x_.panels * y_->panels : x_.panels * (x_.panels + 1) / 2) * kTile) {}
@@ -141,7 +141,7 @@ class Moments {
   void merge(const Moments& later) {
     const double here = static_cast<double>(seen_), there = static_cast<double>(later.seen_);
     const double weight = here * there / (here + there);
-    const auto step_of = [&](auto& side, const auto& other) {
+    const auto step_of = [&](Side<A>& side, const Side<A>& other) {
       for (int64_t v = 0; v < side.variables; ++v) {
         side.step[v] = other.mean[v] - side.mean[v];
         side.mean[v] += side.step[v] * (there / (here + there));
@@ -164,7 +164,7 @@ class Moments {
   // Whether float tiles have served: nothing overflowed and no channel varies on a scale whose
   // squares float does not hold well. A channel that does not vary at all is fine.
   bool well_scaled() const {
-    const auto side_is = [this](const auto& side) {
+    const auto side_is = [this](const Side<A>& side) {
       for (int64_t v = 0; v < side.variables; ++v) {
         const double scale = side.magnitude[v] / static_cast<double>(seen_);
         if (!(scale == 0 || (scale > 1e-15 && scale < 1e15))) return false;
@@ -215,8 +215,7 @@ class Moments {
       for (int64_t j = 0, end = y_ ? y_->panels : i + 1; j < end; ++j, at += kTile) f(i, j, at);
   }
 
-  template <class Columns>
-  void add_tiles(const Columns& columns, int64_t count, int threads) {
+  void add_tiles(const Side<A>& columns, int64_t count, int threads) {
     const double chunk = static_cast<double>(count), before = static_cast<double>(seen_);
     const double weight = before * chunk / (before + chunk);
     for (int64_t v = 0; v < x_.variables; ++v) {
@@ -240,15 +239,14 @@ class Moments {
                  });
   }
 
-  Side<A, X> x_;
-  std::unique_ptr<Side<A, Y>> y_;
+  Side<A> x_;
+  std::unique_ptr<Side<A>> y_;
   std::vector<double> left_, right_;  // the factors of the rank-one terms that belong to rows
   std::vector<double> products_;      // tile after tile
   int64_t seen_ = 0;
 };
 
 // The first variable with a NaN or Inf; -1 if there is none.
-template <class Source>
 int64_t find_not_finite(const Source& source) {
   std::vector<double> values(kChunk<double>);
   for (int64_t v = 0; v < source.variables(); ++v)
@@ -262,8 +260,8 @@ int64_t find_not_finite(const Source& source) {
 }
 
 // One batch item after slabs were merged; false: float tiles will not do.
-template <class A, class X, class Y>
-bool conclude(const Moments<A, X, Y>& moments, const X& x, const Y* y, int64_t correction,
+template <class A>
+bool conclude(const Moments<A>& moments, const Source& x, const Source* y, int64_t correction,
               const Results& out, CovarianceOutcome& outcome) {
   if (!moments.well_scaled()) {
     const int64_t in_x = find_not_finite(x), in_y = y ? find_not_finite(*y) : -1;
@@ -280,17 +278,17 @@ bool conclude(const Moments<A, X, Y>& moments, const X& x, const Y* y, int64_t c
 }
 
 // One batch item, its slabs on `threads` threads.
-template <class A, class X, class Y>
-CovarianceOutcome solve(const X& x, const Y* y, int64_t correction, const Results& out,
+template <class A>
+CovarianceOutcome solve(const Source& x, const Source* y, int64_t correction, const Results& out,
                         int threads) {
   const int64_t n = x.count();
   const int64_t widest = std::max(x.variables(), y ? y->variables() : 0);
   const int64_t slabs =
       widest > kSlabVariables ? 1 : std::min(kSlabs, std::max<int64_t>(1, n / kSlabSamples));
   const int64_t slab = (n / slabs + kChunk<A> - 1) / kChunk<A> * kChunk<A>;
-  std::vector<std::unique_ptr<Moments<A, X, Y>>> moments(slabs);
+  std::vector<std::unique_ptr<Moments<A>>> moments(slabs);
   const auto run_slab = [&](int64_t s) {
-    moments[s] = std::make_unique<Moments<A, X, Y>>(x, y);
+    moments[s] = std::make_unique<Moments<A>>(x, y);
     moments[s]->add(std::min(n, s * slab), s + 1 == slabs ? n : std::min(n, (s + 1) * slab),
                     threads);
   };
@@ -308,21 +306,23 @@ CovarianceOutcome solve(const X& x, const Y* y, int64_t correction, const Result
   return solve<double>(x, y, correction, out, threads);
 }
 
-// All items; many small ones are shared out among the threads whole.
-template <class X, class Y>
-CovarianceOutcome solve_all(const std::vector<X>& x, const std::vector<Y>& y, int64_t correction,
+using Sources = std::vector<std::unique_ptr<const Source>>;
+
+// All items; many small ones are shared out among the threads whole. T: the type of the inputs.
+template <class T>
+CovarianceOutcome solve_all(const Sources& x, const Sources& y, int64_t correction,
                             const Results& out, int threads) {
-  using A = std::conditional_t<std::is_same_v<typename X::T, double>, double, float>;
+  using A = std::conditional_t<std::is_same_v<T, double>, double, float>;
   const int64_t items = static_cast<int64_t>(x.size());
-  const int64_t rows = x[0].variables(), columns = y.empty() ? rows : y[0].variables();
+  const int64_t rows = x[0]->variables(), columns = y.empty() ? rows : y[0]->variables();
   std::vector<CovarianceOutcome> outcomes(x.size());
   const auto run = [&](int64_t item) {
-    outcomes[item] = solve<A>(x[item], y.empty() ? nullptr : &y[item], correction,
+    outcomes[item] = solve<A>(*x[item], y.empty() ? nullptr : y[item].get(), correction,
                               out.item(item, rows, columns), threads);
     outcomes[item].item = item;
   };
   const double tiles = static_cast<double>((rows / kPanel + 1) * (columns / kPanel + 1));
-  const double each = kTileNanoseconds * tiles * static_cast<double>(x[0].count());
+  const double each = kTileNanoseconds * tiles * static_cast<double>(x[0]->count());
   if (items > 1 && each < 1e8) {
     parallel_for(threads_for(threads, each * static_cast<double>(items)), items, run);
   } else {
@@ -333,9 +333,12 @@ CovarianceOutcome solve_all(const std::vector<X>& x, const std::vector<Y>& y, in
   return {};
 }
 
-template <class Source, class Layout>
-std::vector<Source> sources(const Layout* layouts, int64_t items) {
-  return std::vector<Source>(layouts, layouts + items);
+template <class Reader, class Layout>
+Sources sources(const Layout* layouts, int64_t items) {
+  Sources list;
+  for (int64_t i = 0; i < items; ++i)
+    list.push_back(std::make_unique<PackedSource<Reader>>(Reader(layouts[i])));
+  return list;
 }
 
 }  // namespace
@@ -343,33 +346,30 @@ std::vector<Source> sources(const Layout* layouts, int64_t items) {
 template <class T, class Out>
 CovarianceOutcome covariance(const Samples* x, int64_t items, int64_t correction, Out* cov,
                              Out* mean, int threads) {
-  using Source = StridedSource<T>;
-  return solve_all(sources<Source>(x, items), std::vector<Source>{}, correction,
-                   results<Out>(cov, mean, nullptr), threads);
+  return solve_all<T>(sources<SampleReader<T>>(x, items), {}, correction,
+                      results(cov, mean, static_cast<Out*>(nullptr)), threads);
 }
 
 template <class T, class Out>
 CovarianceOutcome cross_covariance(const Samples* x, const Samples* y, int64_t items,
                                    int64_t correction, Out* cov, Out* mean_x, Out* mean_y,
                                    int threads) {
-  using Source = StridedSource<T>;
-  return solve_all(sources<Source>(x, items), sources<Source>(y, items), correction,
-                   results(cov, mean_x, mean_y), threads);
+  return solve_all<T>(sources<SampleReader<T>>(x, items), sources<SampleReader<T>>(y, items),
+                      correction, results(cov, mean_x, mean_y), threads);
 }
 
 template <class T, class Out>
 CovarianceOutcome patch_covariance(const Patches& x, int64_t correction, Out* cov, Out* mean,
                                    int threads) {
-  using Source = PatchSource<T>;
-  return solve_all(sources<Source>(&x, 1), std::vector<Source>{}, correction,
-                   results<Out>(cov, mean, nullptr), threads);
+  return solve_all<T>(sources<PatchReader<T>>(&x, 1), {}, correction,
+                      results(cov, mean, static_cast<Out*>(nullptr)), threads);
 }
 
 template <class T, class Out>
 CovarianceOutcome patch_cross_covariance(const Patches& x, const Samples& y, int64_t correction,
                                          Out* cov, Out* mean_x, Out* mean_y, int threads) {
-  return solve_all(sources<PatchSource<T>>(&x, 1), sources<StridedSource<T>>(&y, 1), correction,
-                   results(cov, mean_x, mean_y), threads);
+  return solve_all<T>(sources<PatchReader<T>>(&x, 1), sources<SampleReader<T>>(&y, 1), correction,
+                      results(cov, mean_x, mean_y), threads);
 }
 
 #define INFOSLICE_INSTANTIATE(T, Out)                                                            \

@@ -1,4 +1,4 @@
-// How covariance reads its input: a source gives runs of samples of one variable, widened to the
+// How covariance reads its input: a reader gives runs of samples of one variable, widened to the
 // working type. Everything is inlined into the packing functions of covariance_tiles.h.
 #pragma once
 
@@ -24,10 +24,10 @@ INFOSLICE_INLINE void widen_run(const T* from, int64_t stride, int64_t count, A*
 }
 
 template <class Type>
-class StridedSource {
+class SampleReader {
  public:
   using T = Type;
-  explicit StridedSource(const Samples& samples) : samples_(samples) {}
+  explicit SampleReader(const Samples& samples) : samples_(samples) {}
   int64_t variables() const { return samples_.variables; }
   int64_t count() const { return samples_.count(); }
 
@@ -73,10 +73,10 @@ class StridedSource {
 };
 
 template <class Type>
-class PatchSource {
+class PatchReader {
  public:
   using T = Type;
-  explicit PatchSource(const Patches& patches) : p_(patches) {}
+  explicit PatchReader(const Patches& patches) : p_(patches) {}
   int64_t variables() const { return p_.variables(); }
   int64_t count() const { return p_.count(); }
   bool by_rows() const { return false; }

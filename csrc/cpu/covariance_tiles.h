@@ -6,6 +6,8 @@
 // 64 bytes, 8 of 32, 8 of 16.
 #pragma once
 
+#include <type_traits>
+
 #include "common/numeric.h"
 #include "common/simd.h"
 
@@ -85,15 +87,15 @@ class Centring {
 
 // Packs `count` samples of the variables [first, first + used) minus their shift, which is zero for
 // the unused rest of the panel, as its samples are.
-template <class A, int W, class Source>
-INFOSLICE_INLINE void pack_panel_body(const Source& source, int64_t first, int used, int64_t begin,
+template <class A, int W, class Reader>
+INFOSLICE_INLINE void pack_panel_body(const Reader& reader, int64_t first, int used, int64_t begin,
                                       int64_t count, const A* shift, A* panel, PanelSums<A>& sums) {
   Centring<A, W> centring(shift);
-  if (source.by_rows()) {
+  if (reader.by_rows()) {
     A row[kPanel] = {};
     for (int64_t k = 0; k < count;) {
       int64_t length, stride;
-      const auto* from = source.row(begin + k, length, stride) + first;
+      const auto* from = reader.row(begin + k, length, stride) + first;
       length = length < count - k ? length : count - k;
       for (const int64_t end = k + length; k < end; ++k, from += stride) {
         if (used == kPanel) {
@@ -111,7 +113,7 @@ INFOSLICE_INLINE void pack_panel_body(const Source& source, int64_t first, int u
       for (int r = 0; r < kBlock; ++r) {
         A* to = rows + r * kChunk<A>;
         if (block + r < used) {
-          source.read(first + block + r, begin, count, to);
+          reader.read(first + block + r, begin, count, to);
         } else {
           for (int64_t k = 0; k < count; ++k) to[k] = 0;
         }
@@ -170,10 +172,10 @@ INFOSLICE_INLINE void tile_body(const A* left, const A* right, int64_t count, Me
 
 // Thin entries, one for each CPU level.
 #define INFOSLICE_PACK_ENTRY(suffix, target, bytes)                                              \
-  template <class A, class Source>                                                               \
-  target void pack_panel_##suffix(const Source& source, int64_t first, int used, int64_t begin,  \
+  template <class A, class Reader>                                                               \
+  target void pack_panel_##suffix(const Reader& reader, int64_t first, int used, int64_t begin,  \
                                   int64_t count, const A* shift, A* panel, PanelSums<A>& sums) { \
-    pack_panel_body<A, bytes / int(sizeof(A))>(source, first, used, begin, count, shift, panel,  \
+    pack_panel_body<A, bytes / int(sizeof(A))>(reader, first, used, begin, count, shift, panel,  \
                                                sums);                                            \
   }
 INFOSLICE_PACK_ENTRY(v4, INFOSLICE_TARGET_V4, 64)
@@ -194,18 +196,61 @@ INFOSLICE_TILES_ENTRY(v3, INFOSLICE_TARGET_V3, 32, 8)
 INFOSLICE_TILES_ENTRY(base, , 16, 8)
 #undef INFOSLICE_TILES_ENTRY
 
-template <class A, class Source>
-void pack_panel(const Source& source, int64_t first, int used, int64_t begin, int64_t count,
+template <class A, class Reader>
+void pack_panel(const Reader& reader, int64_t first, int used, int64_t begin, int64_t count,
                 const A* shift, A* panel, PanelSums<A>& sums) {
   switch (cpu_level()) {
     case CpuLevel::v4:
-      return pack_panel_v4(source, first, used, begin, count, shift, panel, sums);
+      return pack_panel_v4(reader, first, used, begin, count, shift, panel, sums);
     case CpuLevel::v3:
-      return pack_panel_v3(source, first, used, begin, count, shift, panel, sums);
+      return pack_panel_v3(reader, first, used, begin, count, shift, panel, sums);
     case CpuLevel::baseline:
-      return pack_panel_base(source, first, used, begin, count, shift, panel, sums);
+      return pack_panel_base(reader, first, used, begin, count, shift, panel, sums);
   }
 }
+
+// What the driver sees of an input: the number of variables and samples, and panels of it. Virtual,
+// so that the driver is compiled once for each working type and not for each kind and type of
+// input.
+class Source {
+ public:
+  virtual ~Source() = default;
+  virtual int64_t variables() const = 0;
+  virtual int64_t count() const = 0;
+  virtual void read(int64_t variable, int64_t begin, int64_t count, float* to) const = 0;
+  virtual void read(int64_t variable, int64_t begin, int64_t count, double* to) const = 0;
+  virtual void pack(int64_t first, int used, int64_t begin, int64_t count, const float* shift,
+                    float* panel, PanelSums<float>& sums) const = 0;
+  virtual void pack(int64_t first, int used, int64_t begin, int64_t count, const double* shift,
+                    double* panel, PanelSums<double>& sums) const = 0;
+};
+
+template <class Reader>
+class PackedSource final : public Source {
+ public:
+  explicit PackedSource(const Reader& reader) : reader_(reader) {}
+  int64_t variables() const override { return reader_.variables(); }
+  int64_t count() const override { return reader_.count(); }
+  void read(int64_t variable, int64_t begin, int64_t count, float* to) const override {
+    reader_.read(variable, begin, count, to);
+  }
+  void read(int64_t variable, int64_t begin, int64_t count, double* to) const override {
+    reader_.read(variable, begin, count, to);
+  }
+  void pack(int64_t first, int used, int64_t begin, int64_t count, const float* shift, float* panel,
+            PanelSums<float>& sums) const override {
+    // Double inputs have double tiles.
+    if constexpr (!std::is_same_v<typename Reader::T, double>)
+      pack_panel(reader_, first, used, begin, count, shift, panel, sums);
+  }
+  void pack(int64_t first, int used, int64_t begin, int64_t count, const double* shift,
+            double* panel, PanelSums<double>& sums) const override {
+    pack_panel(reader_, first, used, begin, count, shift, panel, sums);
+  }
+
+ private:
+  const Reader reader_;
+};
 
 template <class A>
 void tile(const A* left, const A* right, int64_t count, MergeRows rows, MergeColumns columns,

@@ -5,36 +5,48 @@
 //                                                      baseline; the loader binds the best.
 //   INFOSLICE_TARGET_V4 / _V3 thin entries + cpu_level()  where the body takes other template
 //                                                      parameters (register tiles) at each level.
-// On other architectures, under sanitizers and on compilers without target_clones everything
-// compiles to the one baseline body (NEON on arm64), which is correct, only slower.
+// On other architectures and on compilers without target_clones everything compiles to the one
+// baseline body (NEON on arm64), which is correct, only slower.
 #pragma once
+
+#include <cstdlib>
+#include <string_view>
 
 #define INFOSLICE_INLINE [[gnu::always_inline]] inline
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && \
-    !defined(INFOSLICE_SANITIZE)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define INFOSLICE_MULTIVERSION 1
-#define INFOSLICE_CLONES \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #define INFOSLICE_TARGET_V4 __attribute__((target("arch=x86-64-v4")))
 #define INFOSLICE_TARGET_V3 __attribute__((target("arch=x86-64-v3")))
 #else
 #define INFOSLICE_MULTIVERSION 0
-#define INFOSLICE_CLONES
 #define INFOSLICE_TARGET_V4
 #define INFOSLICE_TARGET_V3
+#endif
+// The loader binds clones before a sanitizer's run time is ready.
+#if INFOSLICE_MULTIVERSION && !defined(INFOSLICE_SANITIZE)
+#define INFOSLICE_CLONES \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define INFOSLICE_CLONES
 #endif
 
 namespace infoslice {
 
 enum class CpuLevel { baseline, v3, v4 };
 
-// The level whose bodies run on this machine; always baseline where there is only one body.
+// The level whose bodies run: the machine's, or a lower one that the environment variable
+// INFOSLICE_CPU_LEVEL asks for (baseline, v3), so that every body can be tested on one machine.
+// Always baseline where there is only one body.
 inline CpuLevel cpu_level() {
 #if INFOSLICE_MULTIVERSION
-  static const CpuLevel level = __builtin_cpu_supports("x86-64-v4")   ? CpuLevel::v4
-                                : __builtin_cpu_supports("x86-64-v3") ? CpuLevel::v3
-                                                                      : CpuLevel::baseline;
+  static const CpuLevel level = [] {
+    const char* wish = std::getenv("INFOSLICE_CPU_LEVEL");
+    const std::string_view most = wish ? wish : "v4";
+    if (most == "baseline" || !__builtin_cpu_supports("x86-64-v3")) return CpuLevel::baseline;
+    if (most == "v3" || !__builtin_cpu_supports("x86-64-v4")) return CpuLevel::v3;
+    return CpuLevel::v4;
+  }();
   return level;
 #else
   return CpuLevel::baseline;

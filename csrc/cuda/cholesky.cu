@@ -385,52 +385,53 @@ template <class T, int D>
 cudaError_t run_warps(const T* a, int64_t batch, int64_t d, T* factor, T* logdet, int32_t* info,
                       void* stream) {
   const size_t bytes = static_cast<size_t>(kWarps * d * (d | 1)) * sizeof(T);
-  const auto kernel = warp_kernel<T, D>;
-  INFOSLICE_LAUNCH(kernel, grid(divide_up(batch, kWarps)), kWarps * 32, bytes, stream, a, batch,
-                   static_cast<int>(d), factor, logdet, info);
+  const auto cholesky_in_warps = warp_kernel<T, D>;
+  INFOSLICE_LAUNCH(cholesky_in_warps, grid(divide_up(batch, kWarps)), kWarps * 32, bytes, stream, a,
+                   batch, static_cast<int>(d), factor, logdet, info);
   return cudaGetLastError();
 }
 
 template <class T>
 cudaError_t run_blocks(const T* a, int64_t batch, int64_t d, T* factor, T* logdet, int32_t* info,
                        void* stream) {
-  const auto kernel = block_kernel<T>;
+  const auto cholesky_in_blocks = block_kernel<T>;
   const int64_t bytes = triangle_bytes<T>(d);
   const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+      cholesky_in_blocks, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
   if (error != cudaSuccess) return error;
-  INFOSLICE_LAUNCH(kernel, grid(batch), kThreads, static_cast<size_t>(bytes), stream, a, batch, d,
-                   factor, logdet, info);
+  INFOSLICE_LAUNCH(cholesky_in_blocks, grid(batch), kThreads, static_cast<size_t>(bytes), stream, a,
+                   batch, d, factor, logdet, info);
   return cudaGetLastError();
 }
 
 template <class T>
 cudaError_t run_global(const T* a, int64_t batch, int64_t d, T* m, T* factor, T* logdet,
                        int32_t* info, void* stream) {
-  const auto copy = copy_lower_kernel<T>;
-  const auto diagonal = diagonal_kernel<T>;
-  const auto solve = solve_kernel<T>;
-  const auto update = update_kernel<T>;
-  const auto end = finish_kernel<T>;
-  INFOSLICE_LAUNCH(copy, grid(divide_up(batch * d * d, kThreads)), kThreads, 0, stream, a, batch, d,
-                   m, info);
+  const auto copy_lower = copy_lower_kernel<T>;
+  const auto factor_diagonals = diagonal_kernel<T>;
+  const auto solve_panels = solve_kernel<T>;
+  const auto update_trailing = update_kernel<T>;
+  const auto finish_matrices = finish_kernel<T>;
+  INFOSLICE_LAUNCH(copy_lower, grid(divide_up(batch * d * d, kThreads)), kThreads, 0, stream, a,
+                   batch, d, m, info);
   cudaError_t error = cudaGetLastError();
   for (int64_t p = 0; p < d && error == cudaSuccess; p += kPanel) {
-    INFOSLICE_LAUNCH(diagonal, grid(batch), 32, 0, stream, batch, d, p, m, info);
+    INFOSLICE_LAUNCH(factor_diagonals, grid(batch), 32, 0, stream, batch, d, p, m, info);
     error = cudaGetLastError();
     const int64_t below = d - p - kPanel;
     if (below <= 0 || error != cudaSuccess) break;
     const dim3 rows(static_cast<unsigned>(divide_up(below, kThreads)), grid(batch));
-    INFOSLICE_LAUNCH(solve, rows, kThreads, 0, stream, batch, d, p, m, info);
+    INFOSLICE_LAUNCH(solve_panels, rows, kThreads, 0, stream, batch, d, p, m, info);
     error = cudaGetLastError();
     if (error != cudaSuccess) break;
     const int64_t tiles = divide_up(below, kUpdate);
     const dim3 triangle(static_cast<unsigned>(tiles * (tiles + 1) / 2), grid(batch));
-    INFOSLICE_LAUNCH(update, triangle, kThreads, 0, stream, batch, d, p, m, info);
+    INFOSLICE_LAUNCH(update_trailing, triangle, kThreads, 0, stream, batch, d, p, m, info);
     error = cudaGetLastError();
   }
   if (error != cudaSuccess) return error;
-  INFOSLICE_LAUNCH(end, grid(batch), kThreads, 0, stream, batch, d, m, factor, logdet, info);
+  INFOSLICE_LAUNCH(finish_matrices, grid(batch), kThreads, 0, stream, batch, d, m, factor, logdet,
+                   info);
   return cudaGetLastError();
 }
 

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from infoslice.ops import Covariance, CrossCovariance
+from infoslice.ops import (
+    Cholesky,
+    Covariance,
+    CrossCovariance,
+    Information,
+    LogDet,
+    PrecisionBlocks,
+    PrecisionDiagonal,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,10 +27,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "cholesky",
+    "conditional_mi",
     "covariance",
     "cross_covariance",
+    "gaussian_mi",
+    "logdet",
+    "marginal_mi",
+    "pairwise_mi",
     "patch_covariance",
     "patch_cross_covariance",
+    "precision_blocks",
+    "precision_diagonal",
     "slice_channels",
 ]
 
@@ -76,6 +92,121 @@ def patch_cross_covariance(
     """Covariances between patches and the channels of ``y`` at the output positions."""
     rows = _rows(y, 1, 0)
     return cross_covariance(_unfold(x, kernel_size, **geometry), rows, correction=correction)
+
+
+# -- cholesky --------------------------------------------------------------------------------------
+
+
+def _symmetric(a: Tensor) -> Tensor:
+    """The matrix that the lower triangle of ``a`` describes."""
+    return a.double().tril() + a.double().tril(-1).mT
+
+
+def cholesky(a: Tensor) -> Cholesky[Tensor]:
+    """The lower factor L of ``a = L L'``, NaN where ``info`` tells the first bad leading minor."""
+    factor, info = torch.linalg.cholesky_ex(_symmetric(a))
+    return Cholesky(factor.where((info == 0)[..., None, None], torch.nan).tril(), info)
+
+
+def logdet(a: Tensor) -> LogDet[Tensor]:
+    """``log det a``, twice the sum of the logarithms of the diagonal of L."""
+    factor, info = cholesky(a)
+    return LogDet(2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1), info)
+
+
+# -- precision -------------------------------------------------------------------------------------
+
+
+def precision_diagonal(a: Tensor) -> PrecisionDiagonal[Tensor]:
+    """The diagonal of the inverse of ``a``."""
+    factor, info = cholesky(a)
+    return PrecisionDiagonal(torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1), info)
+
+
+def precision_blocks(a: Tensor, block_size: int) -> PrecisionBlocks[Tensor]:
+    """The diagonal blocks of the inverse of ``a``."""
+    factor, info = cholesky(a)
+    inverse = torch.cholesky_inverse(factor)
+    starts = range(0, a.shape[-1], block_size)
+    blocks = [inverse[..., i : i + block_size, i : i + block_size] for i in starts]
+    return PrecisionBlocks(torch.stack(blocks, -3), info)
+
+
+# -- gaussian_mi -----------------------------------------------------------------------------------
+
+
+def _with_noise(cov: Tensor, y: Sequence[int], variance: float) -> Tensor:
+    """The covariance after independent noise was added to the variables y."""
+    noise = torch.zeros(cov.shape[-1], dtype=torch.float64)
+    noise[list(y)] = variance
+    return _symmetric(cov) + noise.diag()
+
+
+def _entropy(cov: Tensor, variables: Sequence[int]) -> Tensor:
+    """Differential entropy in nats, less the constant: 1/2 log det of the block of these."""
+    index = torch.as_tensor(list(variables), dtype=torch.int64)
+    return logdet(cov[..., index[:, None], index]).logdet / 2
+
+
+def _information(nats: Tensor) -> Information[Tensor]:
+    return Information(nats, (~nats.isfinite()).int())
+
+
+def _groups(x: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [x[i : i + size] for i in range(0, len(x), size)]
+
+
+def gaussian_mi(
+    cov: Tensor, x: Sequence[int], y: Sequence[int], *, noise_variance: float = 0.0
+) -> Information[Tensor]:
+    """``I(X; Y) = H(X) + H(Y) - H(X, Y)``."""
+    s = _with_noise(cov, y, noise_variance)
+    return _information(_entropy(s, x) + _entropy(s, y) - _entropy(s, [*x, *y]))
+
+
+def marginal_mi(
+    cov: Tensor,
+    x: Sequence[int],
+    y: Sequence[int],
+    *,
+    group_size: int = 1,
+    noise_variance: float = 0.0,
+) -> Information[Tensor]:
+    """``I(X_g; Y)`` of each group g."""
+    each = [gaussian_mi(cov, g, y, noise_variance=noise_variance) for g in _groups(x, group_size)]
+    return _information(torch.stack([e.nats for e in each], -1))
+
+
+def conditional_mi(
+    cov: Tensor,
+    x: Sequence[int],
+    y: Sequence[int],
+    *,
+    group_size: int = 1,
+    noise_variance: float = 0.0,
+) -> Information[Tensor]:
+    """``I(X_g; Y | X_-g) = I(X; Y) - I(X_-g; Y)`` of each group g."""
+    whole = gaussian_mi(cov, x, y, noise_variance=noise_variance).nats
+    rests = [[i for i in x if i not in group] for group in _groups(x, group_size)]
+    parts = [
+        gaussian_mi(cov, rest, y, noise_variance=noise_variance).nats if rest else 0 * whole
+        for rest in rests
+    ]
+    return _information(whole.unsqueeze(-1) - torch.stack(parts, -1))
+
+
+def pairwise_mi(
+    cov: Tensor,
+    x: Sequence[int],
+    y: Sequence[int],
+    *,
+    group_size: int = 1,
+    noise_variance: float = 0.0,
+) -> Information[Tensor]:
+    """``sum_j I(X_g; Y_j)`` of each group g."""
+    options: dict[str, Any] = {"group_size": group_size, "noise_variance": noise_variance}
+    each = [marginal_mi(cov, x, [j], **options).nats for j in y]
+    return _information(torch.stack(each).sum(0))
 
 
 # -- slice_channels --------------------------------------------------------------------------------

@@ -1,0 +1,280 @@
+// Drives every CPU kernel over odd sizes on arrays of exact length, checks the results against
+// plain loops, and is meant to be built with -fsanitize=address,undefined (see CMakeLists.txt). No
+// Python, no torch.
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cholesky.h"
+#include "common/numeric.h"
+#include "common/parallel.h"
+#include "covariance.h"
+#include "gaussian_mi.h"
+#include "precision.h"
+#include "slice_channels.h"
+
+namespace infoslice {
+namespace {
+
+int failures = 0;
+
+void expect(bool good, const std::string& what) {
+  if (good) return;
+  ++failures;
+  std::printf("WRONG: %s\n", what.c_str());
+}
+
+template <class T>
+using Array = std::vector<T>;
+
+std::mt19937 generator(7);
+
+template <class T>
+Array<T> random_array(int64_t count) {
+  std::normal_distribution<double> normal;
+  Array<T> values(static_cast<size_t>(count));
+  for (T& value : values) value = static_cast<T>(normal(generator));
+  return values;
+}
+
+// Symmetric positive definite matrices with NaN where nothing may read, the last one spoilt if
+// `spoil`.
+template <class T>
+Array<T> definite(int64_t batch, int64_t d, bool spoil) {
+  Array<T> a(static_cast<size_t>(batch * d * d));
+  const Array<T> noise = random_array<T>(batch * d * d);
+  for (size_t e = 0; e < a.size(); ++e) {
+    const int64_t i = static_cast<int64_t>(e) / d % d, j = static_cast<int64_t>(e) % d;
+    a[e] = j > i    ? std::numeric_limits<T>::quiet_NaN()
+           : i == j ? static_cast<T>(d + 1)
+                    : noise[e] / 4;
+  }
+  if (spoil) a[a.size() - 1] = std::numeric_limits<T>::quiet_NaN();
+  return a;
+}
+
+template <class T>
+void linear_algebra(int64_t batch, int64_t d, int threads) {
+  const std::string where =
+      std::to_string(batch) + "x" + std::to_string(d) + " of " + std::to_string(sizeof(T));
+  const double tolerance =
+      20.0 * static_cast<double>(d) * static_cast<double>(std::numeric_limits<T>::epsilon());
+  const Array<T> a = definite<T>(batch, d, batch > 1);
+  Array<T> factor(a.size()), value(static_cast<size_t>(batch));
+  Array<int32_t> info(value.size(), -1), info_of_logdet(value.size(), -1);
+  cpu::cholesky(a.data(), batch, d, factor.data(), info.data(), threads);
+  cpu::logdet(a.data(), batch, d, value.data(), info_of_logdet.data(), threads);
+  expect(info == info_of_logdet, "info of cholesky and logdet differ: " + where);
+  Array<T> diagonal(static_cast<size_t>(batch * d)), whole(a.size());
+  cpu::precision_blocks(a.data(), batch, d, 1, diagonal.data(), info.data(), threads);
+  cpu::precision_blocks(a.data(), batch, d, d, whole.data(), info.data(), threads);
+  expect(info == info_of_logdet, "info of precision: " + where);
+  for (int64_t b = 0; b < batch; ++b) {
+    const T *m = a.data() + b * d * d, *l = factor.data() + b * d * d,
+            *w = whole.data() + b * d * d;
+    const size_t at = static_cast<size_t>(b);
+    if (batch > 1 && b == batch - 1) {
+      expect(info[at] == d && std::isnan(value[at]) && std::isnan(l[0]) && std::isnan(w[0]),
+             "NaN: " + where);
+      continue;
+    }
+    expect(info[at] == 0, "info: " + where);
+    double error = 0, log_diagonal = 0;
+    for (int64_t i = 0; i < d; ++i) {
+      log_diagonal += 2 * std::log(static_cast<double>(l[i * d + i]));
+      double identity = 0;  // (A^-1 A)_ii
+      for (int64_t j = 0; j < d; ++j) {
+        double product = 0;
+        for (int64_t k = 0; k <= std::min(i, j); ++k)
+          product += static_cast<double>(l[i * d + k]) * l[j * d + k];
+        const T entry = m[std::max(i, j) * d + std::min(i, j)];
+        error = std::max(error,
+                         std::abs(product - static_cast<double>(entry)) / static_cast<double>(d));
+        identity += static_cast<double>(w[i * d + j]) * entry;
+        if (j > i) expect(l[i * d + j] == 0, "upper triangle: " + where);
+      }
+      error = std::max(error, std::abs(identity - 1));
+      error = std::max(error, std::abs(static_cast<double>(
+                                  w[i * d + i] -
+                                  diagonal[at * static_cast<size_t>(d) + static_cast<size_t>(i)])));
+    }
+    error = std::max(
+        error, std::abs(log_diagonal - static_cast<double>(value[at])) / static_cast<double>(d));
+    expect(error <= tolerance, "error " + std::to_string(error) + ": " + where);
+  }
+}
+
+template <class T>
+void information(int64_t nx, int64_t ny, int64_t group, int threads) {
+  const std::string where =
+      std::to_string(nx) + "," + std::to_string(ny) + "/" + std::to_string(group);
+  const int64_t n = nx + ny + 1, batch = 3, groups = nx / group;
+  Array<T> cov = definite<T>(batch, n, false);
+  for (int64_t i = 0; i < n; ++i)
+    cov[static_cast<size_t>(std::max<int64_t>(i, 1) * n + std::min<int64_t>(i, 1))] = 0;
+  Array<int64_t> order(
+      static_cast<size_t>(n));  // variable 1 of the first matrix is constant, and is in x
+  std::iota(order.begin(), order.end(), 0);
+  std::rotate(order.begin(), order.begin() + 1, order.end());
+  const MutualInformation of{order.data(), nx, order.data() + nx, ny, group, 0.25};
+  Array<T> marginal(static_cast<size_t>(batch * groups)), conditional(marginal), pairwise(marginal);
+  Array<int32_t> info(marginal.size()), conditional_info(info), pairwise_info(info);
+  cpu::marginal_mi(cov.data(), batch, n, of, marginal.data(), info.data(), threads);
+  cpu::conditional_mi(cov.data(), batch, n, of, conditional.data(), conditional_info.data(),
+                      threads);
+  cpu::pairwise_mi(cov.data(), batch, n, of, pairwise.data(), pairwise_info.data(), threads);
+  for (size_t g = 0; g < marginal.size(); ++g) {
+    expect(info[g] == 0 && marginal[g] >= 0 && marginal[g] < 1, "marginal " + where);
+    expect(pairwise_info[g] == 0 && pairwise[g] >= 0 && pairwise[g] < 1, "pairwise " + where);
+    const bool constant = g < static_cast<size_t>(groups);
+    expect(constant ? conditional_info[g] == 1 && std::isnan(conditional[g])
+                    : conditional_info[g] == 0 && conditional[g] > T(-1e-12),
+           "conditional " + where);
+  }
+}
+
+template <class T, class Out>
+void covariances(int64_t n, int64_t channels, int threads) {
+  const std::string where = "covariance " + std::to_string(n) + "x" + std::to_string(channels);
+  const Array<float> numbers = random_array<float>(n * channels);
+  Array<T> x(numbers.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    if constexpr (sizeof(T) == 2) {
+      x[i] = T{static_cast<uint16_t>(0x3c00 + i % 7)};
+    } else {
+      x[i] = static_cast<T>(numbers[i]) + T(100);
+    }
+  }
+  const auto at = [&](int64_t k, int64_t c) {
+    return static_cast<double>(widen(x[static_cast<size_t>(k * channels + c)]));
+  };
+  Samples samples{x.data(), channels, 1, {{n, channels}}, 1};
+  Array<Out> cov(static_cast<size_t>(channels * channels)), cross(cov),
+      mean(static_cast<size_t>(channels)), other(mean);
+  expect(cpu::covariance<T, Out>(&samples, 1, 1, cov.data(), mean.data(), threads).kind ==
+             CovarianceOutcome::ok,
+         where);
+  expect(cpu::cross_covariance<T, Out>(&samples, &samples, 1, 1, cross.data(), mean.data(),
+                                       other.data(), threads)
+                 .kind == CovarianceOutcome::ok,
+         where);
+  for (int64_t i = 0; i < channels; ++i) {
+    for (int64_t j = 0; j < channels; ++j) {
+      double mean_i = 0, mean_j = 0, sum = 0;
+      for (int64_t k = 0; k < n; ++k)
+        mean_i += at(k, i) / static_cast<double>(n), mean_j += at(k, j) / static_cast<double>(n);
+      for (int64_t k = 0; k < n; ++k)
+        sum += (at(k, i) - mean_i) * (at(k, j) - mean_j) / static_cast<double>(n - 1);
+      const size_t e = static_cast<size_t>(i * channels + j);
+      expect(std::abs(sum - static_cast<double>(cov[e])) < 1e-4 &&
+                 std::abs(sum - static_cast<double>(cross[e])) < 1e-4,
+             where);
+    }
+  }
+}
+
+void patches(int64_t kernel, int64_t step, int64_t padding, int64_t dilation, int threads) {
+  const int64_t images = 2, channels = 3, size = 7;
+  const int64_t out = (size + 2 * padding - dilation * (kernel - 1) - 1) / step + 1;
+  const Array<float> x = random_array<float>(images * channels * size * size);
+  const Array<float> y = random_array<float>(images * 2 * out * out);
+  const Patches from{x.data(),
+                     images,
+                     channels,
+                     {size, size},
+                     channels * size * size,
+                     size * size,
+                     {size, 1},
+                     {kernel, kernel},
+                     {step, step},
+                     {padding, padding},
+                     {dilation, dilation},
+                     {out, out}};
+  const Samples to{y.data(), 2, out * out, {{images, 2 * out * out}, {out, out}, {out, 1}}, 3};
+  const int64_t variables = from.variables();
+  Array<float> cov(static_cast<size_t>(variables * variables)),
+      mean(static_cast<size_t>(variables));
+  Array<float> cross(static_cast<size_t>(variables * 2)), mean_y(2);
+  expect(cpu::patch_covariance<float, float>(from, 1, cov.data(), mean.data(), threads).kind ==
+             CovarianceOutcome::ok,
+         "patches");
+  expect(cpu::patch_cross_covariance<float, float>(from, to, 1, cross.data(), mean.data(),
+                                                   mean_y.data(), threads)
+                 .kind == CovarianceOutcome::ok,
+         "patches against outputs");
+  for (int64_t i = 0; i < variables; ++i)
+    expect(cov[static_cast<size_t>(i * variables + i)] > 0, "patch variance");
+}
+
+void slices(int64_t itemsize, int threads) {
+  const int64_t rows = 5, columns = 13;
+  Array<unsigned char> source(static_cast<size_t>(rows * columns * itemsize));
+  for (size_t i = 0; i < source.size(); ++i) source[i] = static_cast<unsigned char>(i * 37);
+  const Array<int64_t> keep_rows = {0, 3}, keep_columns = {1, 2, 5, 12};
+  Array<unsigned char> target(static_cast<size_t>(2 * 4 * itemsize));
+  cpu::slice_channels(
+      {SliceJob{source.data(),
+                target.data(),
+                itemsize,
+                {{2, columns, 4, keep_rows.data()}, {4, 1, 1, keep_columns.data()}}}},
+      threads);
+  for (size_t i = 0; i < 2; ++i) {
+    for (size_t j = 0; j < 4; ++j) {
+      const int64_t from = (keep_rows[i] * columns + keep_columns[j]) * itemsize;
+      for (int64_t byte = 0; byte < itemsize; ++byte) {
+        expect(target[(i * 4 + j) * static_cast<size_t>(itemsize) + static_cast<size_t>(byte)] ==
+                   source[static_cast<size_t>(from + byte)],
+               "slice_channels");
+      }
+    }
+  }
+}
+
+void run(int threads) {
+  for (int64_t d : {1, 2, 3, 7, 31, 32, 33, 63, 64, 65, 127, 129}) {
+    for (int64_t batch : {1, 2, 5, 19}) {
+      linear_algebra<float>(batch, d, threads);
+      linear_algebra<double>(batch, d, threads);
+    }
+  }
+  for (int64_t nx : {1, 6, 36}) {
+    for (int64_t ny : {1, 5, 33}) {
+      for (int64_t group : {1, 2, 3, 6, 36}) {
+        if (nx % group != 0) continue;
+        information<float>(nx, ny, group, threads);
+        information<double>(nx, ny, group, threads);
+      }
+    }
+  }
+  for (int64_t channels : {1, 2, 31, 33, 65}) {
+    for (int64_t n : {2, 37, 300}) {
+      covariances<float, float>(n, channels, threads);
+      covariances<double, double>(n, channels, threads);
+      covariances<float16, float>(n, channels, threads);
+      covariances<bfloat16, double>(n, channels, threads);
+    }
+  }
+  for (int64_t kernel : {1, 2, 3}) {
+    for (int64_t step : {1, 2}) {
+      for (int64_t padding : {0, 1}) {
+        for (int64_t dilation : {1, 2}) patches(kernel, step, padding, dilation, threads);
+      }
+    }
+  }
+  for (int64_t itemsize : {1, 2, 4, 8, 16}) slices(itemsize, threads);
+}
+
+}  // namespace
+}  // namespace infoslice
+
+int main() {
+  infoslice::run(1);
+  infoslice::run(3);
+  std::printf("%d failures\n", infoslice::failures);
+  return infoslice::failures == 0 ? 0 : 1;
+}

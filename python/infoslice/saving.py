@@ -186,6 +186,6 @@ def _unsaved(plan: PruningPlan, name: str, tensor: Tensor) -> Tensor:
             f"load_pruned: argument model: expected values for the buffer {name}, which is not "
             f"saved (persistent=False), got the meta device"
         )
-    cuts = [cut for cut in plan.cuts() if cut.tensor == name]
+    cuts = [cut for cut in plan.cuts if cut.tensor == name]
     axes, keep = tuple(cut.axis for cut in cuts), tuple(cut.keep for cut in cuts)
     return ops.slice_channels([tensor.detach()], [axes], [keep])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,13 +72,14 @@ class PruningPlan:
         """Shapes before the cut, by tensor name."""
         return {name: shape for name, (shape, _) in self.tensors.items()}
 
+    @functools.cached_property
     def cuts(self) -> tuple[AxisCut, ...]:
         """Positions kept on every axis that is cut."""
         return axis_cuts(self.groups, self.keep, self.shapes)
 
     def new_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes after the cut, by tensor name, all tensors of the model."""
-        return {**self.shapes, **new_shapes(self.cuts(), self.shapes)}
+        return {**self.shapes, **new_shapes(self.cuts, self.shapes)}
 
     def validate(self, model: nn.Module, *, dtypes: bool = True) -> None:
         """Check that ``model`` is what the plan was made for; nothing is changed.
@@ -102,7 +104,7 @@ class PruningPlan:
                     f"{present[name].dtype}"
                 )
         owners: dict[int, str] = {}
-        for name in dict.fromkeys(cut.tensor for cut in self.cuts()):
+        for name in dict.fromkeys(cut.tensor for cut in self.cuts):
             tensor = present[name]
             if is_special(tensor):
                 raise TypeError(
@@ -175,7 +177,7 @@ class PruningPlan:
         """
         self.validate(model)
         self.check(model)
-        cuts = self.cuts()
+        cuts = self.cuts
         tensors = dict(named_tensors(model))
         names = list(dict.fromkeys(cut.tensor for cut in cuts))
         old = [tensors[name] for name in names]
@@ -241,7 +243,7 @@ class PruningPlan:
             }
             tensors = decode_tensors(data["tensors"])
             made = cls(keep, groups, tensors, decode_tree(data["inputs"]))
-            made.cuts()
+            _ = made.cuts  # index maps that do not fit the shapes fail here
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ValueError(
                 f"PruningPlan.from_json: argument text: expected {_FORMAT} version {_VERSION}, got "

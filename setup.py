@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pybind11
@@ -43,8 +44,8 @@ class CMakeBuild(build_ext):
         ]
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build)], check=True)
-        # The names of the modules carry the ABI tag; those of another build have no place here.
-        for module in target.glob("_c*.so"):
+        # A build without CUDA must not leave the _cuda module of an earlier one.
+        for module in target.glob(f"_c*{sysconfig.get_config_var('EXT_SUFFIX')}"):
             module.unlink()
         subprocess.run(["cmake", "--install", str(build), "--prefix", str(target)], check=True)
 

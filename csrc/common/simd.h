@@ -1,12 +1,15 @@
 // SIMD on compiler vector extensions, chosen once at load, without -march=native in the build.
 //
-// Two ways to use it, both over always-inlined templates that are written once:
-//   INFOSLICE_CLONES void f(...) { body<...>(...); }   one body, cloned for x86-64-v4, v3 and the
-//                                                      baseline; the loader binds the best.
-//   INFOSLICE_TARGET_V4 / _V3 thin entries + cpu_level()  where the body takes other template
-//                                                      parameters (register tiles) at each level.
-// On other architectures and on compilers without target_clones everything compiles to the one
-// baseline body (NEON on arm64), which is correct, only slower.
+// A kernel is an always-inlined template over the width of its vectors (and, where it pays, the size
+// of its register tiles), with one thin entry for each CPU level:
+//
+//   INFOSLICE_TARGET_V4 void f_v4(...) { body<64>(...); }   x86-64-v4: 64-byte vectors
+//   INFOSLICE_TARGET_V3 void f_v3(...) { body<32>(...); }   x86-64-v3: 32-byte vectors, FMA
+//   void f_base(...) { body<16>(...); }                     the baseline, and other architectures
+//
+// and a switch on cpu_level(). GCC's target_clones would save the switch, but compiles one body for
+// all levels, and vectors wider than the machine's end up in memory. On other architectures and
+// compilers only the baseline exists (NEON on arm64), which is correct, only slower.
 #pragma once
 
 #include <cstdlib>
@@ -23,14 +26,6 @@
 #define INFOSLICE_TARGET_V4
 #define INFOSLICE_TARGET_V3
 #endif
-// The loader binds clones before a sanitizer's run time is ready.
-#if INFOSLICE_MULTIVERSION && !defined(INFOSLICE_SANITIZE)
-#define INFOSLICE_CLONES \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define INFOSLICE_CLONES
-#endif
-
 namespace infoslice {
 
 enum class CpuLevel { baseline, v3, v4 };

@@ -1,7 +1,7 @@
 // SIMD on compiler vector extensions, chosen once at load, without -march=native in the build.
 //
-// A kernel is an always-inlined template over the width of its vectors (and, where it pays, the size
-// of its register tiles), with one thin entry for each CPU level:
+// A kernel is an always-inlined template over the width of its vectors (and, where it pays, the
+// size of its register tiles), with one thin entry for each CPU level:
 //
 //   INFOSLICE_TARGET_V4 void f_v4(...) { body<64>(...); }   x86-64-v4: 64-byte vectors
 //   INFOSLICE_TARGET_V3 void f_v3(...) { body<32>(...); }   x86-64-v3: 32-byte vectors, FMA

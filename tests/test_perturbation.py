@@ -105,3 +105,13 @@ def test_match_refuses_what_is_not_finite():
     model[0].running_mean[0] = float("nan")
     with pytest.raises(ValueError, match="finite"):
         match(model, noise(torch.zeros(1, 2), 8), show_progress=False)
+
+
+def test_batches_bound_the_memory_and_not_the_result():
+    model = _trained_statistics()
+    start = noise(torch.zeros(networks.Residual.shape), 20)
+    whole = match(model, start, steps=3, batch_size=20, show_progress=False)
+    parts = match(model, start, steps=3, batch_size=7, show_progress=False)
+    torch.testing.assert_close(parts.args[0], whole.args[0], rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="batch_size"):
+        match(model, start, batch_size=0)

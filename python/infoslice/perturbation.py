@@ -136,6 +136,7 @@ def match(
     *,
     steps: int = 150,
     learning_rate: float = 0.1,
+    batch_size: int = 64,
     show_progress: bool = True,
 ) -> Inputs:
     """Fit ``inputs`` until the batch-norm layers see the statistics that they have recorded.
@@ -144,63 +145,113 @@ def match(
 
         (mean - running_mean)^2 / running_var  +  (sqrt(var / running_var) - 1)^2
 
-    where mean and var are those of the whole batch. All samples go through the model at once, so
-    memory grows with their number. Without further terms the fit stays close to its start: it adds
-    the recorded moments and nothing else to the maximum-entropy noise (Yin et al. 2020 use the same
-    loss, with image priors and labels besides).
+    where mean and var are those of all samples together. In eval mode samples do not see each
+    other, so both are sums over batches: one pass adds them up, a second carries the gradient back
+    batch by batch, and memory is bounded by one batch while the fit is that of the whole. Without
+    further terms the fit stays close to its start: it adds the recorded moments and nothing else to
+    the maximum-entropy noise (Yin et al. 2020 use the same loss, with image priors and labels
+    besides).
 
     Args:
         model: run in eval mode; nothing of it changes.
         inputs: where the fit starts, as from :func:`noise`. Not changed.
         steps: of Adam, >= 1.
         learning_rate: of Adam, in the unit of the inputs.
+        batch_size: samples per forward, >= 1.
         show_progress: a bar on standard error, if that is a terminal.
 
     Raises:
-        ValueError: no batch-norm layer with running statistics was called, ``steps`` < 1, or the
-            loss is not finite.
+        ValueError: no batch-norm layer with running statistics was called, ``steps`` or
+            ``batch_size`` < 1, or the loss is not finite.
     """
-    if steps < 1:
-        raise ValueError(f"match: argument steps: expected at least 1, got {steps}")
-    terms: list[Tensor] = []
-
-    def compare(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        norm, x = cast(_BatchNorm, module), args[0]
-        mean = cast(Tensor, norm.running_mean)
-        variance = cast(Tensor, norm.running_var) + norm.eps
-        axes = [axis for axis in range(x.dim()) if axis != 1]
-        var, mu = torch.var_mean(x, axes, correction=0)
-        offset = (mu - mean).square() / variance
-        # The square root has no gradient at a constant channel; eps keeps it off zero.
-        spread = ((var + norm.eps) / variance).sqrt() - 1
-        terms.append((offset + spread.square()).mean())
-
-    fitted = inputs.map(lambda t: t.detach().clone().requires_grad_())
+    for name, value in (("steps", steps), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"match: argument {name}: expected at least 1, got {value}")
+    fitted = inputs.map(lambda t: t.detach().clone())
     free = fitted.tensors()
+    batches = list(fitted.batches(batch_size))  # views: what is fitted is seen through them
     optimizer = torch.optim.Adam(free, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    hooks = [layer.register_forward_pre_hook(compare) for layer in recorded_layers(model)]
-    try:
-        with evaluating(model), torch.enable_grad():
-            for _ in track(range(steps), "matching recorded statistics", show=show_progress):
-                terms.clear()
-                model(*fitted.args, **fitted.kwargs)
-                if not terms:
-                    raise ValueError(
-                        "match: argument model: expected batch-norm layers with running "
-                        "statistics, got none that the forward calls; use kind 'gaussian'"
-                    )
-                loss = torch.stack(terms).sum()
-                if not bool(loss.isfinite()):
-                    raise ValueError(
-                        f"match: argument model: expected finite activations, got a loss of "
-                        f"{loss.item()}"
-                    )
-                for tensor, gradient in zip(free, torch.autograd.grad(loss, free), strict=True):
-                    tensor.grad = gradient
-                optimizer.step()
-                schedule.step()
-    finally:
-        for hook in hooks:
+    with evaluating(model), _Sums(model) as sums:
+        for _ in track(range(steps), "matching recorded statistics", show=show_progress):
+            totals: dict[_BatchNorm, Tensor] = {}
+            with torch.no_grad():
+                for batch in batches:
+                    for norm, values in sums.of(batch).items():
+                        totals[norm] = totals[norm] + values if norm in totals else values
+            slopes = _slopes(totals)
+            for tensor in free:
+                tensor.grad = torch.zeros_like(tensor)
+            for number, batch in enumerate(batches):
+                moving = batch.map(lambda t: t.detach().requires_grad_())
+                with torch.enable_grad():
+                    parts = [(v * slopes[norm]).sum() for norm, v in sums.of(moving).items()]
+                    pull = torch.autograd.grad(torch.stack(parts).sum(), moving.tensors())
+                at = slice(number * batch_size, (number + 1) * batch_size)
+                for tensor, gradient in zip(free, pull, strict=True):
+                    cast(Tensor, tensor.grad)[at] = gradient
+            optimizer.step()
+            schedule.step()
+    return fitted
+
+
+class _Sums:
+    """Adds up what the batch-norm layers see, ``[3, C]`` for each.
+
+    The rows: how many values, the sum of their distances from the running mean, and the sum of the
+    squares of these.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.seen: dict[_BatchNorm, Tensor] = {}
+
+    def __enter__(self) -> _Sums:
+        layers = recorded_layers(self.model)
+        self.hooks = [layer.register_forward_pre_hook(self._add) for layer in layers]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
             hook.remove()
-    return fitted.map(lambda t: t.detach())
+
+    def of(self, batch: Inputs) -> dict[_BatchNorm, Tensor]:
+        """Run one batch. The layers are those called."""
+        self.seen = {}
+        self.model(*batch.args, **batch.kwargs)
+        return self.seen
+
+    def _add(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        norm = cast(_BatchNorm, module)
+        mean = cast(Tensor, norm.running_mean)
+        axes = [axis for axis in range(args[0].dim()) if axis != 1]
+        x = args[0] - mean.view(-1, *[1] * (len(axes) - 1))
+        count = torch.full_like(mean, x.numel() / len(mean))
+        values = torch.stack([count, x.sum(axes), x.square().sum(axes)])
+        self.seen[norm] = self.seen[norm] + values if norm in self.seen else values
+
+
+def _slopes(totals: dict[_BatchNorm, Tensor]) -> dict[_BatchNorm, Tensor]:
+    """Gradient of the loss with respect to the sums of every layer."""
+    if not totals:
+        raise ValueError(
+            "match: argument model: expected batch-norm layers with running statistics, got none "
+            "that the forward calls; use gaussian noise"
+        )
+    with torch.enable_grad():
+        terms = []
+        for norm, sums in totals.items():
+            count, first, second = sums.requires_grad_()
+            recorded = cast(Tensor, norm.running_var) + norm.eps
+            offset = first / count
+            variance = (second / count - offset.square()).clamp_min(0)
+            # The square root has no gradient at a constant channel; eps keeps it off zero.
+            spread = ((variance + norm.eps) / recorded).sqrt() - 1
+            terms.append((offset.square() / recorded + spread.square()).mean())
+        loss = torch.stack(terms).sum()
+        if not bool(loss.isfinite()):
+            raise ValueError(
+                f"match: argument model: expected finite activations, got a loss of {loss.item()}"
+            )
+        slopes = torch.autograd.grad(loss, list(totals.values()))
+    return dict(zip(totals, slopes, strict=True))

@@ -106,7 +106,7 @@ def prune(
         samples: of the perturbation.
         match_steps: of the fit, see :func:`infoslice.perturbation.match`.
         seed: of the perturbation.
-        batch_size: samples per forward while measuring.
+        batch_size: samples per forward; bounds the memory of activations.
         max_variables: a layer that reads more variables (channels times receptive field) is not
             measured: its covariance would need ``8 * variables^2`` bytes a few times over.
         ignored_layers: module paths or modules that stay whole.
@@ -159,7 +159,9 @@ def prune(
         start = noise(example_inputs, samples, kind=kind, seed=seed)
         if perturbation != "matched":
             return start
-        return match(model, start, steps=match_steps, show_progress=show_progress)
+        return match(
+            model, start, steps=match_steps, batch_size=batch_size, show_progress=show_progress
+        )
 
     work = _Work(
         graph=graph,

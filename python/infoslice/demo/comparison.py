@@ -84,7 +84,7 @@ def run(output: Path, *, fast: bool = False, show_progress: bool = True) -> list
     output.mkdir(parents=True, exist_ok=True)
     model, (pixels, labels) = load_network(), load_images()
     example = torch.zeros(1, 1, 28, 28)
-    samples, steps = (128, 100) if fast else (256, 150)
+    samples, steps = (96, 80) if fast else (256, 150)
     start = time.perf_counter()
     begin = noise(example, samples)
     matched = match(model, begin, steps=steps, show_progress=show_progress)

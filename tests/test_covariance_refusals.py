@@ -27,6 +27,22 @@ def test_no_gradient_is_said_not_dropped():
             assert not call().covariance.requires_grad
 
 
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # of torch's own, at the first dual tensor
+def test_forward_mode_is_refused_not_dropped():
+    x = torch.randn(4, 3, 6, 6)
+    for function in (
+        lambda x: ops.covariance(x, channel_dim=1).covariance,
+        lambda x: ops.cross_covariance(x, x).covariance,
+        lambda x: ops.patch_covariance(x, 2).covariance,
+    ):
+        with pytest.raises(RuntimeError, match=r"jvp|requires grad"):
+            torch.func.jvp(function, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():  # no tangent, nothing to drop
+        assert torch.equal(ops.covariance(x).mean, torch.from_numpy(ops.covariance(x.numpy()).mean))
+
+
 BAD = [
     (
         ValueError,
@@ -168,6 +184,8 @@ def test_bad_dtype_argument_and_types():
     for x in (torch.randn(4, 3), np.ones((4, 3))):
         with pytest.raises(TypeError, match=r"covariance: correction: expected .*int.*, got float"):
             ops.covariance(x, correction=0.5)
+        with pytest.raises(ValueError, match=r"covariance: correction: expected .*64 bits"):
+            ops.covariance(x, correction=2**70)
     with pytest.raises(TypeError, match=r"cross_covariance: y: expected Tensor, got ndarray"):
         ops.cross_covariance(torch.randn(4, 3), np.ones((4, 3)))
     with pytest.raises(

@@ -123,7 +123,12 @@ class NumpyCall final : public Call {
 
   int64_t integer_of(int i, py::handle value) const {
     if (!PyIndex_Check(value.ptr())) type_error(i, "an integer", type_name(value));
-    return value.cast<int64_t>();
+    const Py_ssize_t integer = PyNumber_AsSsize_t(value.ptr(), PyExc_OverflowError);
+    if (integer == -1 && PyErr_Occurred()) {
+      PyErr_Clear();
+      value_error(i, "an integer of 64 bits", "a larger one");
+    }
+    return integer;
   }
 
   Tensor view(int i, py::handle value) {

@@ -83,7 +83,7 @@ Layout layout_of(const Call& call, int channel_argument, int batch_argument) {
   const int64_t batch_dims = call.integer(batch_argument);
   if (batch_dims < 0) call.value_error(batch_argument, "0 or more", text(batch_dims));
   call.check_dims(0, static_cast<int>(std::min<int64_t>(batch_dims, kMaxDims)) + 2,
-                  "batch_dims, a channel and a sample");
+                  "[*batch, samples, channels]");
   int64_t channel = call.integer(channel_argument);
   if (channel < 0) channel += x.dims();
   if (channel < batch_dims || channel >= x.dims())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.autograd import forward_ad
 
 try:
     from infoslice import _core
@@ -23,7 +24,16 @@ if TYPE_CHECKING:
 
     F = TypeVar("F", bound=Callable[..., Any])
 
-__all__ = ["BuildInfo", "T", "build_info", "core", "refuse_grad", "register_fake", "torch_op"]
+__all__ = [
+    "BuildInfo",
+    "T",
+    "build_info",
+    "core",
+    "records_gradient",
+    "refuse_grad",
+    "register_fake",
+    "torch_op",
+]
 
 #: What an op takes is what it gives: NumPy arrays or torch tensors.
 T = TypeVar("T", torch.Tensor, NDArray[Any])
@@ -48,6 +58,10 @@ def torch_op(name: str) -> Callable[..., Any]:
             if refusal is None:
                 raise
             expected, argument, got = refusal.groups()
+        if got == expected:  # an int of more than 64 bits
+            raise ValueError(
+                f"{name}: {argument}: expected {expected} of 64 bits, got a larger one"
+            )
         raise TypeError(f"{name}: {argument}: expected {expected}, got {got}")
 
     return call
@@ -59,19 +73,33 @@ def register_fake(name: str) -> Callable[[F], F]:
     return decorator
 
 
+_unpack_dual: Callable[..., Any] = forward_ad.unpack_dual
+
+
+def records_gradient(x: torch.Tensor) -> bool:
+    """Whether autograd follows ``x`` now, backward or forward.
+
+    The native operators are not known to autograd: a wrapper takes its ``autograd.Function`` when
+    this is true (which raises in forward mode), and else the plain operator, several microseconds
+    cheaper.
+    """
+    return (x.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0
+
+
 def refuse_grad(op: str, **tensors: object) -> None:
     """Raise where autograd would need a gradient that ``op`` does not define.
 
     Raises:
-        RuntimeError: a tensor requires grad while gradients are recorded.
+        RuntimeError: a tensor requires grad while gradients are recorded, or is a dual tensor.
     """
-    if torch.is_grad_enabled():
-        for name, tensor in tensors.items():
-            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-                raise RuntimeError(
-                    f"{op}: {name}: expected a tensor without gradient, got one that requires "
-                    f"grad; {op} defines none: pass {name}.detach() or use torch.no_grad()"
-                )
+    for name, x in tensors.items():
+        if not isinstance(x, torch.Tensor) or not records_gradient(x):
+            continue
+        if x.requires_grad or _unpack_dual(x).tangent is not None:
+            raise RuntimeError(
+                f"{op}: {name}: expected a tensor without gradient, got one that requires grad; "
+                f"{op} defines none: pass {name}.detach() or use torch.no_grad()"
+            )
 
 
 class BuildInfo(TypedDict):

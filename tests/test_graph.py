@@ -79,6 +79,31 @@ def test_layers_and_whole_in_execution_order():
         graph.group("middle")
 
 
+class Auxiliary(nn.Module):
+    """A second head that is called in training mode only."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 5, 1)
+        self.head = nn.Linear(5, 2)
+        self.aux = nn.Sequential(nn.Linear(6 * 9, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        y = self.head(self.b(x).mean((2, 3)))
+        return (y, self.aux(x.flatten(1))) if self.training else y
+
+
+def test_what_training_alone_reads_is_left_whole():
+    model = Auxiliary().train()
+    graph = trace(model, image(1, 1, 5, 5))  # on which the batch norm cannot train
+    assert [g.name for g in graph.prunable] == ["b"]
+    assert graph.whole["a"] == "'aux.0' reads it in training mode only"
+    assert graph.whole["aux.0"] == "not called with these example inputs"
+    small = plan(graph, remove={"b": [1]}).apply(model).model
+    assert [y.shape for y in small(image(2, 1, 5, 5))] == [(2, 2), (2, 2)]
+
+
 def test_index_maps_of_flatten_concat_and_multiplier():
     model = Run(
         lambda s, x: s.c(torch.cat([s.a(x).flatten(1), s.b(x).permute(0, 2, 3, 1).flatten(1)], 1)),

@@ -36,6 +36,11 @@ class TensorSpec:
     device: str = "cpu"
     stride: tuple[int, ...] | None = None
 
+    def doubled(self) -> TensorSpec:
+        """Twice as long along the first axis."""
+        shape = tuple(2 * n if i == 0 else n for i, n in enumerate(self.shape))
+        return TensorSpec(shape, self.dtype, self.device)
+
 
 @dataclass(frozen=True)
 class Shell:
@@ -75,7 +80,12 @@ def specs_of(inputs: Any) -> Any:
     )
 
 
-def build_shell(model: nn.Module, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Shell:
+def build_shell(
+    model: nn.Module,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    training: bool = False,
+) -> Shell:
     """Copy ``model`` in eval mode without its weights; ``shapes``: other sizes by tensor name."""
     shapes = shapes or {}
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -101,7 +111,7 @@ def build_shell(model: nn.Module, shapes: Mapping[str, tuple[int, ...]] | None =
                 memo[id(value)] = _fake(
                     mode, tuple(value.shape), None, value.dtype, _real(value.device, home)
                 )
-    return Shell(copy_module(model, memo).eval(), mode, home)
+    return Shell(copy_module(model, memo).train(training), mode, home)
 
 
 def copy_module(model: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import infoslice.graph.rules_elementwise
 import infoslice.graph.rules_layers
@@ -18,6 +20,7 @@ from infoslice.graph.dims import Atom, pin
 from infoslice.graph.groups import build_groups, left_whole
 from infoslice.graph.shell import (
     Shell,
+    TensorSpec,
     TraceError,
     build_shell,
     is_special,
@@ -42,7 +45,7 @@ def trace(
     it may lie on the meta device. Forward hooks of the model run too, on the fakes. Every operator
     says which axes of its arguments and results are the same channels; an operator that is not
     understood leaves whatever it touches whole. Model inputs and outputs are left whole always.
-    What the forward does in training mode only (auxiliary heads) is not seen.
+    Layers called in training mode only (auxiliary heads) are left whole with all they read.
 
     Args:
         model: any module; layers used twice and tied weights are understood.
@@ -68,6 +71,7 @@ def trace_specs(
     shell = build_shell(model)
     captured = capture(shell, specs)
     walk = _walk(shell, captured, refused)
+    _pin_what_training_reads(walk, model, specs, refused)
     graph = _graph(walk, captured, shell, specs, refused)
     if walk.baked:
         # Numbers reached an operator. A size that the code computed from its input follows a cut,
@@ -112,6 +116,15 @@ def _walk(shell: Shell, captured: Capture, refused: Mapping[str, str]) -> Walk:
         return path if path in owners else owners[0]
 
     walk = Walk(module_of)
+    _enter(walk, captured, tensors, refused)
+    walk.run(captured.nodes)
+    return walk
+
+
+def _enter(
+    walk: Walk, captured: Capture, tensors: Mapping[str, Tensor], refused: Mapping[str, str]
+) -> None:
+    """Give the placeholders of a recording their values; weights keep those they have."""
     for node in captured.nodes:
         if node.op != "placeholder":
             continue
@@ -126,8 +139,34 @@ def _walk(shell: Shell, captured: Capture, refused: Mapping[str, str]) -> Walk:
         elif shape is not None:
             reason = "constant tensor" if node in captured.constants else "model input"
             walk.values[node] = Value(tuple(Atom(n, reason) for n in shape))
-    walk.run(captured.nodes)
-    return walk
+
+
+def _pin_what_training_reads(
+    walk: Walk, model: nn.Module, specs: Any, refused: Mapping[str, str]
+) -> None:
+    """Leave whole what layers read that are called in training mode only (auxiliary heads).
+
+    They would break in training if their inputs shrank, and no run in eval mode guards them.
+    """
+    unseen = {n for n, _ in named_tensors(model) if n.rpartition(".")[0] not in walk.layers}
+    if not unseen:
+        return
+    shell = build_shell(model, training=True)
+    # Batch norm refuses to train on one value per channel; then a batch of two may do.
+    doubled = pytree.tree_map_only(TensorSpec, TensorSpec.doubled, specs)
+    for tried in (specs, doubled):
+        with contextlib.suppress(TraceError):
+            captured = capture(shell, tried)
+            break
+    else:
+        return  # such a forward cannot be followed; ``whole`` names the layers not called
+    training = Walk(walk.module_of, weights=walk.weights)
+    _enter(training, captured, dict(named_tensors(shell.module)), refused)
+    training.run(captured.nodes)
+    for use in training.uses:
+        if use.module not in walk.layers and use.role == "in":
+            dim = walk.weights[use.tensor].dims[use.axis]
+            pin(dim, f"'{use.module}' reads it in training mode only")
 
 
 def _arguments(

@@ -32,8 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(doctor())
         else:
+            import torch
+
             from infoslice.demo import run
 
+            # The network is so small that a second thread costs more than it brings.
+            torch.set_num_threads(1)
             run(options.output, fast=options.fast)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -43,6 +43,7 @@ __global__ void histogram(float* out, int n) {
   atomicAdd(&counts[t % 5], t);
   __syncthreads();
   out[t] = static_cast<float>(counts[t]);
+  __syncthreads();
   atomicAdd(&out[n - 1], 0.5f);
 }
 

@@ -60,19 +60,22 @@ class LayerStatistics:
     weight: Tensor
     variables: Tensor
 
-    def joint(self, noise_variance: float, ridge: float) -> Joint:
-        """Of X and the noisy, standardised Y; see :class:`Joint`. Constant outputs are dropped.
+    def covariances(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of X ``[d, d]``, between X and Y ``[d, m]``, and of Y ``[m, m]``, without noise.
 
         Where no output was measured Y is the linear map ``weight @ X``, and its covariances follow
         from those of X without sampling error.
         """
         sx = self.moments.covariance_x
-        d = len(sx)
         if self.moments.covariance_y.numel():
-            sxy, sy = self.moments.covariance_xy, self.moments.covariance_y
-        else:
-            sxy = sx @ self.weight.T
-            sy = self.weight @ sxy
+            return sx, self.moments.covariance_xy, self.moments.covariance_y
+        sxy = sx @ self.weight.T
+        return sx, sxy, self.weight @ sxy
+
+    def joint(self, noise_variance: float, ridge: float) -> Joint:
+        """Of X and the noisy, standardised Y; see :class:`Joint`. Constant outputs are dropped."""
+        sx, sxy, sy = self.covariances()
+        d = len(sx)
         live = sy.diagonal() > torch.finfo(torch.float64).eps * sy.diagonal().max().clamp_min(0)
         scale = sy.diagonal()[live].rsqrt()
         m = int(live.sum())

@@ -96,13 +96,8 @@ def causal(
 
 def _output(layer: LayerStatistics, noise_variance: float, ridge: float) -> Tensor:
     """I(X; Y_c + N_c) of every written channel; a constant output tells nothing."""
-    sx = layer.moments.covariance_x
+    sx, sxy, sy = layer.covariances()
     d = len(sx)
-    if layer.moments.covariance_y.numel():
-        sxy, sy = layer.moments.covariance_xy, layer.moments.covariance_y
-    else:
-        sxy = sx @ layer.weight.T
-        sy = layer.weight @ sxy
     variances = sy.diagonal()
     total = variances.sum()
     # N is scaled as in Joint: the variance that one standardised output would have in it.

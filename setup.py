@@ -22,6 +22,8 @@ class CMakeBuild(build_ext):
 
     def run(self) -> None:
         """Build ``_core`` and, where nvcc is found, ``_cuda``."""
+        # An environment that is called by path, not activated, is not on the PATH.
+        os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
         package = "infoslice"
         in_place = self.inplace or self.editable_mode
         target = ROOT / "python" / package if in_place else Path(self.build_lib).resolve() / package

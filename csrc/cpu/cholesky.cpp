@@ -45,8 +45,7 @@ struct Product {
   }
 };
 
-// ---- one matrix per lane
-// ---------------------------------------------------------------------------------------
+// ---- one matrix per lane ------------------------------------------------------------------------
 
 template <class T>
 struct Batch {
@@ -158,8 +157,7 @@ INFOSLICE_WIDEST(void, interleaved, (const Batch<float>& batch, float* workspace
 INFOSLICE_WIDEST(void, interleaved, (const Batch<double>& batch, double* workspace),
                  interleaved_body, (batch, workspace))
 
-// ---- one matrix at a time
-// --------------------------------------------------------------------------------------
+// ---- one matrix at a time -----------------------------------------------------------------------
 
 template <class T>
 void one_matrix(const T* a, int64_t d, T* factor, T* logdet, int32_t* info, T* workspace) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "common/parallel.h"
@@ -25,6 +26,10 @@ struct Score {
 };
 
 Score refused(int64_t info) { return {kNaN, info}; }
+
+bool usable_variance(double variance) {
+  return variance > 0 && variance <= std::numeric_limits<double>::max();
+}
 
 /// S = covariance + noise, by variable number; the upper triangle is never read.
 template <class T>
@@ -102,14 +107,7 @@ void add_squares(const Matrix& m, int64_t begin, int64_t end, int64_t column,
   }
 }
 
-// ---- marginal
-// --------------------------------------------------------------------------------------------------
-
-/// -1/2 log(1 - r2) of one variable whose place in the order is k.
-Score from_r2(double r2, int64_t k) {
-  if (!(1 - r2 > rounding_floor(k))) return refused(k);
-  return {-0.5 * std::log1p(-r2), 0};
-}
+// ---- marginal -----------------------------------------------------------------------------------
 
 /// A group of more than one variable, given z = L^-1 S_yx in rows [0, ky), columns [column, ...) of
 /// `eliminated`.
@@ -166,14 +164,15 @@ void marginal(const Covariance<T>& s, const MutualInformation& of, Score* out) {
   if (of.group_size == 1) {
     std::vector<double> explained(static_cast<size_t>(of.nx), 0.0);
     add_squares(m, 0, ky, ky, explained);
+    const int64_t k = of.ny + 1;
     for (int64_t c = 0; c < of.nx; ++c) {
-      const double variance_x = s.x(c, c);
+      const double r2 = explained[static_cast<size_t>(c)] / s.x(c, c);
       if (s.x_is_constant(c)) {
         out[c] = {0, 0};
-      } else if (!(variance_x > 0 && variance_x <= std::numeric_limits<double>::max())) {
-        out[c] = refused(of.ny + 1);
+      } else if (!(usable_variance(s.x(c, c)) && 1 - r2 > rounding_floor(k))) {
+        out[c] = refused(k);
       } else {
-        out[c] = from_r2(explained[static_cast<size_t>(c)] / variance_x, of.ny + 1);
+        out[c] = {-0.5 * std::log1p(-r2), 0};
       }
     }
     return;
@@ -187,8 +186,7 @@ void marginal(const Covariance<T>& s, const MutualInformation& of, Score* out) {
   }
 }
 
-// ---- conditional
-// -----------------------------------------------------------------------------------------------
+// ---- conditional --------------------------------------------------------------------------------
 
 /// A group of more than one variable; W_x and W_y are the rows [0, nx) and [nx, nx + ny) of w
 /// behind `column`.
@@ -250,51 +248,84 @@ void conditional(const Covariance<T>& s, const MutualInformation& of, Score* out
   }
 }
 
-// ---- pairwise
-// --------------------------------------------------------------------------------------------------
+// ---- pairwise -----------------------------------------------------------------------------------
+
+/// explained[j] = what the members of the group explain of the variance of y_j; returns info.
+/// `cross` are the covariances of x (rows) and y.
+template <class T>
+int64_t explain(const Covariance<T>& s, const Matrix& cross, const std::vector<int64_t>& members,
+                int64_t first, std::vector<double>& explained) {
+  const int64_t g = static_cast<int64_t>(members.size()),
+                ny = static_cast<int64_t>(explained.size());
+  const auto member = [&](int64_t i) { return members[static_cast<size_t>(i)]; };
+  const auto place = [&](int64_t i) { return member(i) - first; };
+  const auto variance = [&](int64_t i) { return s.x(member(i), member(i)); };
+  if (g == 1) {
+    if (!usable_variance(variance(0))) return place(0) + 1;
+    const double scale = 1 / std::sqrt(variance(0));
+    for (int64_t j = 0; j < ny; ++j) {
+      const double share = cross[member(0)][j] * scale;
+      explained[static_cast<size_t>(j)] = share * share;
+    }
+    return 0;
+  }
+  const Matrix m(g, g + ny);  // [S_gg | S_gy] -> [C' | columns whose squares are the shares]
+  for (int64_t i = 0; i < g; ++i) {
+    for (int64_t j = i; j < g; ++j) m[i][j] = s.x(member(i), member(j));
+    std::copy(cross[member(i)], cross[member(i)] + ny, m[i] + g);
+  }
+  if (const int64_t k = first_redundant(m, 0, g, m.eliminate(), variance, place)) {
+    return place(k - 1) + 1;
+  }
+  std::fill(explained.begin(), explained.end(), 0.0);
+  add_squares(m, 0, g, g, explained);
+  return 0;
+}
 
 template <class T>
-Score pairwise_group(const Covariance<T>& s, const MutualInformation& of, int64_t first) {
+Score pairwise_group(const Covariance<T>& s, const MutualInformation& of, const Matrix& cross,
+                     int64_t first, std::vector<double>& explained) {
   std::vector<int64_t> members;
   for (int64_t i = first; i < first + of.group_size; ++i) {
     if (!s.x_is_constant(i)) members.push_back(i);
   }
-  const int64_t g = static_cast<int64_t>(members.size());
-  const Matrix m(
-      g,
-      g + of.ny);  // [S_gg | S_gy] -> [C' | columns whose squares sum to what the group explains]
-  for (int64_t i = 0; i < g; ++i) {
-    for (int64_t j = i; j < g; ++j)
-      m[i][j] = s.x(members[static_cast<size_t>(i)], members[static_cast<size_t>(j)]);
-    for (int64_t j = 0; j < of.ny; ++j) m[i][g + j] = s.xy(members[static_cast<size_t>(i)], j);
-  }
-  const auto place = [&](int64_t i) { return members[static_cast<size_t>(i)] - first; };
-  const auto variance = [&](int64_t i) { return s.x(first + place(i), first + place(i)); };
-  if (const int64_t k = first_redundant(m, 0, g, m.eliminate(), variance, place))
-    return refused(place(k - 1) + 1);
-  std::vector<double> explained(static_cast<size_t>(of.ny), 0.0);
-  add_squares(m, 0, g, g, explained);
-  double nats = 0;
+  if (const int64_t info = explain(s, cross, members, first, explained)) return refused(info);
+  // A logarithm costs more than all else here. The shares r of several y_j are joined first,
+  // 1 - u = prod_j (1 - r_j), as u, which keeps small ones exact, and while u is far from 1.
+  double nats = 0, joined = 0;
   for (int64_t j = 0; j < of.ny; ++j) {
     if (s.y_is_constant(j)) continue;
     const double variance_y = s.y(j, j);
     const int64_t k = of.group_size + j + 1;
-    if (!(variance_y > 0 && variance_y <= std::numeric_limits<double>::max())) return refused(k);
-    const Score one = from_r2(explained[static_cast<size_t>(j)] / variance_y, k);
-    if (one.info) return one;
-    nats += one.nats;
+    if (!usable_variance(variance_y)) return refused(k);
+    const double r2 = explained[static_cast<size_t>(j)] / variance_y;
+    if (!(1 - r2 > rounding_floor(k))) return refused(k);
+    if (r2 > 0.5) {
+      nats -= 0.5 * std::log1p(-r2);
+    } else {
+      joined += r2 * (1 - joined);
+      if (joined > 0.5) nats -= 0.5 * std::log1p(-std::exchange(joined, 0.0));
+    }
   }
-  return {nats, 0};
+  return {nats - 0.5 * std::log1p(-joined), 0};
 }
 
 template <class T>
 void pairwise(const Covariance<T>& s, const MutualInformation& of, Score* out) {
-  for (int64_t g = 0; g < of.nx / of.group_size; ++g)
-    out[g] = pairwise_group(s, of, g * of.group_size);
+  constexpr int64_t tile = 16;  // reads along the rows of cov, writes along those of cross
+  const Matrix cross(of.nx, of.ny);
+  for (int64_t i0 = 0; i0 < of.nx; i0 += tile) {
+    for (int64_t j = 0; j < of.ny; ++j) {
+      for (int64_t i = i0; i < std::min(i0 + tile, of.nx); ++i) cross[i][j] = s.xy(i, j);
+    }
+  }
+  std::vector<double> explained(static_cast<size_t>(of.ny));
+  for (int64_t g = 0; g < of.nx / of.group_size; ++g) {
+    out[g] = pairwise_group(s, of, cross, g * of.group_size, explained);
+  }
 }
 
-// ---- the batch
-// -------------------------------------------------------------------------------------------------
+// ---- the batch ----------------------------------------------------------------------------------
 
 template <class T, class Scores>
 void run(const T* cov, int64_t batch, int64_t n, const MutualInformation& of, T* nats,

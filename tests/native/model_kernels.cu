@@ -12,8 +12,7 @@ constexpr unsigned kAll = 0xffffffffu;
 
 // Every kernel gets the number of values and `out`, which starts as 0, 1, 2, ...
 
-// ---- right
-// ---------------------------------------------------------------------------------------
+// ---- right --------------------------------------------------------------------------------------
 
 __global__ void reverse(float* out, int n) {
   INFOSLICE_DYNAMIC_SHARED(float, shared);
@@ -82,8 +81,7 @@ __global__ void uninitialised(float* out, int) {
   out[threadIdx.x] = shared[threadIdx.x];
 }
 
-// ---- broken
-// --------------------------------------------------------------------------------------
+// ---- broken -------------------------------------------------------------------------------------
 
 __global__ void missing_barrier(float* out, int n) {
   INFOSLICE_DYNAMIC_SHARED(float, shared);

@@ -19,7 +19,8 @@
 
 #define INFOSLICE_EMULATION 1
 
-#include <cmath>
+#include <math.h>  // device code calls sqrt, log, isfinite and nan without std::
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -62,15 +63,13 @@ cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t strea
 
 namespace infoslice::emulation {
 
-// ---- for tests
-// ---------------------------------------------------------------------------------------------------
+// ---- for tests ----------------------------------------------------------------------------------
 
 void set_seed(uint64_t seed);                // of the order of threads and blocks
 void set_shared_memory_limit(size_t bytes);  // of a block; as on an H100 unless told
 std::string report();  // what the last failed launch was about; cleared by the call
 
-// ---- for the macros
-// ----------------------------------------------------------------------------------------------
+// ---- for the macros -----------------------------------------------------------------------------
 
 struct Place {  // of a call in the source
   const char* file;

@@ -14,7 +14,12 @@ namespace {
 
 constexpr int kWarps = 4;    // of a block that factors a matrix per warp
 constexpr int kUpdate = 64;  // rows and columns of a block's part of an update: 16 x 16 threads
-constexpr int64_t kMaxGrid = 65535;
+// Blocks of a grid dimension, as far as the device's limit of 65535 goes; the rest is walked in
+// strides. Tests set it lower, so that blocks walk there too.
+#ifndef INFOSLICE_MAX_GRID
+#define INFOSLICE_MAX_GRID 65535
+#endif
+constexpr int64_t kMaxGrid = INFOSLICE_MAX_GRID;
 
 // ---- a warp per matrix --------------------------------------------------------------------------
 
@@ -54,7 +59,6 @@ __global__ void __launch_bounds__(kWarps * 32)
       __syncwarp();
       T* target = factor + b * d * d;
       for (int e = lane; e < d * d; e += 32) target[e] = tile[e / d * stride + e % d];
-      __syncwarp();
     }
   }
 }

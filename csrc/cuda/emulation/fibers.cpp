@@ -26,6 +26,7 @@ struct Fiber {
   CudaThread thread;
   ucontext_t context;
   Stack stack;
+  unsigned laziness = 0;       // runs in one of so many rounds, on average
   void* fake_stack = nullptr;  // AddressSanitizer's
 };
 
@@ -64,22 +65,39 @@ struct Block::Implementation {
     for (Fiber& fiber : fibers) spare_stacks.push_back(std::move(fiber.stack));
   }
 
+  /// In rounds: every thread that can runs until it waits or returns, in a shuffled order. From
+  /// one barrier to the next some warps and some lanes are slow and sit rounds out; a warp that
+  /// meets a slow one's data too early or too late then shows it.
   std::string run() {
     current_block = this;
+    draw_laziness();
     std::vector<Fiber*> ready;
     for (;;) {
       ready.clear();
       for (Fiber& fiber : fibers) {
         if (fiber.thread.state == CudaThread::ready) ready.push_back(&fiber);
       }
-      if (ready.empty() && !release_barrier()) break;
+      if (ready.empty()) {
+        if (!release_barrier()) break;
+        draw_laziness();
+        continue;
+      }
       std::shuffle(ready.begin(), ready.end(), random);
-      for (Fiber* fiber : ready) {
-        resume(*fiber);
+      for (size_t i = 0; i < ready.size(); ++i) {
+        if (i + 1 < ready.size() && random() % ready[i]->laziness != 0) continue;
+        resume(*ready[i]);
         if (!problem.empty()) return problem;
       }
     }
     return problem;
+  }
+
+  void draw_laziness() {
+    unsigned of_warp = 1;
+    for (size_t i = 0; i < fibers.size(); ++i) {
+      if (i % kWarp == 0) of_warp = random() % 4 == 0 ? 16 : 1;
+      fibers[i].laziness = of_warp * (random() % 16 == 0 ? 8 : 1);
+    }
   }
 
   /// Nobody can run: all have returned, or all wait at one barrier, or the kernel is wrong.

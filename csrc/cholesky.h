@@ -5,16 +5,14 @@
 //   not explain.
 //
 // a       [batch, d, d]  row-major, contiguous; only the lower triangle is read (the strict upper
-// one may hold
-//                        anything, NaN too)
+//                        one may hold anything, NaN too)
 // factor  [batch, d, d]  L, strict upper triangle zero
 // logdet  [batch]
 // info    [batch]        0, or k > 0: the leading minor of order k is not positive definite (its
-// pivot is not a
-//                        positive finite number; a NaN or Inf anywhere in the lower triangle ends
-//                        here). Then the lower triangle of the factor and the log-determinant of
-//                        this matrix are NaN; the other matrices of the batch are not touched by
-//                        it.
+//                        pivot is not a positive finite number; a NaN or Inf anywhere in the lower
+//                        triangle ends here). Then the lower triangle of the factor and the
+//                        log-determinant of this matrix are NaN; the other matrices of the batch
+//                        are not touched by it.
 //
 // Factorisation in T. The log-determinant multiplies the pivots in double with the exponents summed
 // apart, so it needs one logarithm, and neither overflows nor underflows; rounded to T at the end.

@@ -7,31 +7,30 @@
 // variables of group g, X_-g all other variables of x.
 //
 //   marginal     I(X_g; Y)        = 1/2 [log det S_gg + log det S_yy - log det S_(g,y)]
-//                                 = -1/2 log det(I - R_g R_g'),   R_g = C_g^-1 S_gy L^-T,  S_yy =
-//                                 LL', S_gg = C_g C_g'
-//                                   One factorisation of S_yy for all groups.
-//   conditional  I(X_g; Y | X_-g) = 1/2 [log det (S^-1)_gg - log det (S_xx^-1)_gg]      (S: joint
-//   of x and y)
-//                                   One factorisation of S ordered x, y: the first nx rows of W =
-//                                   L^-1 give S_xx^-1, the others what Y adds to it.
+//                                 = -1/2 log det(I - R_g R_g'),   R_g = C_g^-1 S_gy L^-T,
+//                                   with S_yy = L L' and S_gg = C_g C_g'. One factorisation of S_yy
+//                                   for all groups.
+//   conditional  I(X_g; Y | X_-g) = 1/2 [log det (S^-1)_gg - log det (S_xx^-1)_gg],
+//                                   S the joint matrix of x and y. One factorisation of S ordered
+//                                   x, y: the first nx rows of W = L^-1 give S_xx^-1, the others
+//                                   what Y adds to it.
 //   pairwise     sum_j I(X_g; Y_j)
 // gaussian_mi(x; y) is marginal with one group.
 //
 // cov    [batch, n, n]  row-major, contiguous; only the lower triangle is read
 // x, y   disjoint, without repetition, in [0, n), each with at least one entry; group_size divides
-// nx nats   [batch, G] info   [batch, G]     0: good. k > 0: to working precision, variable k
-// (1-based, in the order below) is a linear
-//                       function of the variables before it, or the matrix is not a covariance
-//                       (indefinite, NaN, Inf); nats is NaN then. "To working precision": the share
-//                       of its variance that the variables before it leave unexplained is at most 4
-//                       k eps. In all three, an information that would be infinite (R^2 = 1) ends
-//                       here and not as Inf.
+//        nx
+// nats   [batch, G]
+// info   [batch, G]     0: good. k > 0: to working precision, variable k (1-based, in the order
+//                       below) is a linear function of the variables before it, or the matrix is
+//                       not a covariance (indefinite, NaN, Inf); nats is NaN then. "To working
+//                       precision": the share of its variance that the variables before it leave
+//                       unexplained is at most 4 k eps. In all three, an information that would be
+//                       infinite (R^2 = 1) ends here and not as Inf.
 //   marginal     order y, X_g: k <= ny means S_yy is singular (all groups fail alike), k > ny that
-//   X_g is
-//                redundant in itself or given Y
+//                X_g is redundant in itself or given Y
 //   conditional  order x, y (all groups fail alike); k > nx + ny: the k - nx - ny th variable of
-//   X_g became redundant
-//                only by rounding in its precision block
+//                X_g became redundant only by rounding in its precision block
 //   pairwise     order X_g, y: k > group_size means that X_g determines that Y_j
 //
 // Constants: a variable with zero variance and zero covariance with all variables involved is a

@@ -9,11 +9,10 @@
 //
 // a         [batch, d, d]         row-major, contiguous; only the lower triangle is read
 // blocks    [batch, d / b, b, b]  block g belongs to the variables g b .. g b + b - 1; symmetric to
-// the last bit.
-//                                 b divides d. With b = 1 this is the diagonal, [batch, d].
-// info      [batch]               0, or k > 0: the leading minor of order k is not positive
-// definite (NaN and Inf end
-//                                 here too); then all values of this matrix are NaN
+//                                 the last bit. b divides d. With b = 1 this is the diagonal,
+//                                 [batch, d].
+// info      [batch]               0, or k > 0: the leading minor of order k is not positive definite
+//                                 (NaN and Inf end here too); then all values of this matrix are NaN
 //
 // Computed in double, rounded to T at the end. Relative error: c d eps cond(A), eps that of double.
 // Source: Higham, Accuracy and Stability, 14.2 (triangular inversion).

@@ -92,11 +92,14 @@ struct Block::Implementation {
     return problem;
   }
 
+  /// Half of the warps are prompt; a quarter is slow, and a quarter has one slow lane.
   void draw_laziness() {
-    unsigned of_warp = 1;
-    for (size_t i = 0; i < fibers.size(); ++i) {
-      if (i % kWarp == 0) of_warp = random() % 4 == 0 ? 16 : 1;
-      fibers[i].laziness = of_warp * (random() % 16 == 0 ? 8 : 1);
+    constexpr unsigned slow = 64;
+    for (size_t first = 0; first < fibers.size(); first += kWarp) {
+      const uint64_t kind = random() % 4, lane = random() % kWarp;
+      for (size_t i = first; i < std::min(first + kWarp, fibers.size()); ++i) {
+        fibers[i].laziness = kind == 0 || (kind == 1 && i - first == lane) ? slow : 1;
+      }
     }
   }
 

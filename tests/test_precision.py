@@ -131,6 +131,16 @@ def test_the_first_bad_minor_is_named(d, spd):
             assert torch.equal(ops.precision_diagonal(a).diagonal[[0, 2]], good[[0, 2]])
 
 
+@pytest.mark.parametrize(("dtype", "tiny"), [(torch.float32, 1e-39), (torch.float64, 1e-309)])
+def test_what_the_dtype_cannot_hold_is_told(dtype, tiny):
+    a = torch.eye(3, dtype=dtype).repeat(2, 1, 1)
+    a[1, 2, 2] = tiny  # the inverse is beyond the largest number
+    for values, info in (ops.precision_diagonal(a), ops.precision_blocks(a, 3)):
+        assert info.tolist() == [0, 4]
+        assert values[1].isnan().all()
+        assert values[0].isfinite().all()
+
+
 def test_results_do_not_depend_on_threads(spd):
     a = spd(48, 100.0, (60,))
     one = ops.precision_diagonal(a).diagonal, ops.precision_blocks(a, 8).blocks

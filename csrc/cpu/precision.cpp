@@ -1,6 +1,7 @@
 #include "precision.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -20,23 +21,21 @@ void column_norms(const double* w, int64_t d, int64_t stride, double* out) {
   }
 }
 
+/// Writes the blocks of one inverse unless a leading minor fails; returns which, or 0.
 template <class T>
-void one_matrix(const T* a, int64_t d, int64_t block, T* blocks, int32_t* info) {
+int64_t one_matrix(const T* a, int64_t d, int64_t block, T* blocks) {
   const int64_t stride = padded_stride<double>(2 * d);
   const Workspace<double> m(d * stride);
   load_upper(a, d, m.get(), stride, stride);
   for (int64_t i = 0; i < d; ++i) m.get()[i * stride + d + i] = 1;
-  *info = static_cast<int32_t>(eliminate(Rows<double>{m.get(), 0, d, 2 * d, stride, d}));
-  if (*info) {
-    std::fill(blocks, blocks + d * block, std::numeric_limits<T>::quiet_NaN());
-    return;
-  }
+  if (const int64_t failed = eliminate(Rows<double>{m.get(), 0, d, 2 * d, stride, d}))
+    return failed;
   const double* w = m.get() + d;
   if (block == 1) {
     std::vector<double> norms(static_cast<size_t>(d));
     column_norms(w, d, stride, norms.data());
     std::transform(norms.begin(), norms.end(), blocks, [](double v) { return static_cast<T>(v); });
-    return;
+    return 0;
   }
   const int64_t narrow = padded_stride<double>(block);
   const Workspace<double> columns(d * narrow), product(block * narrow);
@@ -55,6 +54,7 @@ void one_matrix(const T* a, int64_t d, int64_t block, T* blocks, int32_t* info) 
       }
     }
   }
+  return 0;
 }
 
 }  // namespace
@@ -66,7 +66,13 @@ void precision_blocks(const T* a, int64_t batch, int64_t d, int64_t block, T* bl
   const double nanoseconds = static_cast<double>(batch) * d * d * (d / 30.0 + block / 15.0 + 1);
   threads = threads_for(threads, nanoseconds);
   parallel_for(threads, batch, [&](int64_t b) {
-    one_matrix(a + b * d * d, d, block, blocks + b * d * block, info + b);
+    T* const begin = blocks + b * d * block;
+    T* const end = begin + d * block;
+    int64_t failed = one_matrix(a + b * d * d, d, block, begin);
+    const auto finite = [](T value) { return std::isfinite(value); };
+    if (failed == 0 && !std::all_of(begin, end, finite)) failed = d + 1;
+    if (failed != 0) std::fill(begin, end, std::numeric_limits<T>::quiet_NaN());
+    info[b] = static_cast<int32_t>(failed);
   });
 }
 

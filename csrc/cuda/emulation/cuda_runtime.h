@@ -2,19 +2,20 @@
 // folder before CUDA's on the include path and compile a .cu file as C++: the same source then runs
 // on the CPU.
 //
-//   blocks           run one after the other, in a shuffled order
-//   threads          fibers; between two barriers they run in a shuffled order, so that a missing
-//   barrier shows static shared    __shared__ is a static variable; not initialised anew for a
-//   block, as on the device dynamic shared   filled with 0xff bytes (NaN, -1) for every block, its
-//   end guarded warp intrinsics  wait for all lanes of their mask; lanes are not in lock step in
-//   between errors           divergent barriers, deadlocks, lanes missing from a mask, launches the
-//   device would refuse: the
-//                    launch fails, cudaGetLastError() says so, emulation::report() says what and
-//                    where
-// With INFOSLICE_EMULATION_THREADS every CUDA thread is a thread of the system, for
-// ThreadSanitizer: a data race between CUDA threads is then a data race it reports with file and
-// line; a deadlock ends the program. Not modelled: concurrency between blocks, tensor cores,
-// asynchronous copies, the rounding of fast intrinsics.
+// - Blocks run one after the other, in a shuffled order.
+// - Threads are fibers; between two barriers they run in a shuffled order, some warps and some lanes
+//   much slower than others, so that a missing barrier shows.
+// - __shared__ is a static variable, not initialised anew for a block, as on the device.
+// - Dynamic shared memory is filled with 0xff bytes (NaN, -1) for every block; its end is guarded.
+// - Warp intrinsics wait for all lanes of their mask; in between, lanes are not in lock step.
+// - Divergent barriers, deadlocks, lanes missing from a mask and launches that the device would
+//   refuse make the launch fail: cudaGetLastError() says so, emulation::report() says what and where.
+//
+// With INFOSLICE_EMULATION_THREADS every CUDA thread is a thread of the system, for ThreadSanitizer:
+// a data race between CUDA threads is then one that it reports with file and line. (A deadlock ends
+// the program there.)
+// Not modelled: concurrency between blocks, tensor cores, asynchronous copies, the rounding of fast
+// intrinsics.
 #pragma once
 
 #define INFOSLICE_EMULATION 1

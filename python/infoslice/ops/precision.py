@@ -58,7 +58,8 @@ def precision_diagonal(a: T) -> PrecisionDiagonal[T]:
 
     Returns:
         ``diagonal`` [..., d], computed in double: (a^-1)_ii = sum_j W_ji^2 with W the inverse of
-        the Cholesky factor, and ``info`` [...] as ``cholesky`` gives it; NaN where info is not 0.
+        the Cholesky factor, and ``info`` [...] as ``cholesky`` gives it, or d + 1 where a result is
+        beyond the range of the dtype; NaN where info is not 0.
 
     Raises:
         ValueError: not square, fewer than two dimensions, or d = 0.
@@ -83,7 +84,8 @@ def precision_blocks(a: T, block_size: int) -> PrecisionBlocks[T]:
 
     Returns:
         ``blocks`` [..., d / b, b, b], symmetric, computed in double, and ``info`` [...] as
-        ``cholesky`` gives it; NaN where info is not 0.
+        ``cholesky`` gives it, or d + 1 where a result is beyond the range of the dtype; NaN where
+        info is not 0.
 
     Raises:
         ValueError: not square, fewer than two dimensions, d = 0, or b does not divide d.

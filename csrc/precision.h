@@ -12,8 +12,8 @@
 //                                 to the last bit. b divides d. With b = 1: the diagonal,
 //                                 [batch, d].
 // info      [batch]               0, or k > 0: the leading minor of order k is not positive
-//                                 (NaN and Inf end here too); k = d + 1: a result is beyond the
-//                                 range of T. Then all values of this matrix are NaN.
+//                                 definite (NaN and Inf end here too); k = d + 1: a result is
+//                                 beyond the range of T. Then all values of this matrix are NaN.
 //
 // Computed in double, rounded to T at the end. Relative error: c d eps cond(A), eps that of double.
 // Source: Higham, Accuracy and Stability, 14.2 (triangular inversion).

@@ -125,3 +125,9 @@ def test_calls_from_several_threads_at_once():
     finally:
         torch.set_num_threads(1)
     assert all(torch.equal(result, expected) for result in results)
+
+
+def test_an_unknown_cpu_level_is_refused():
+    result = run("import os\nos.environ['INFOSLICE_CPU_LEVEL'] = 'v5'\nimport infoslice")
+    assert result.returncode != 0
+    assert "INFOSLICE_CPU_LEVEL: expected baseline, v3 or v4, got 'v5'" in result.stderr

@@ -35,6 +35,13 @@ __all__ = [
     "torch_op",
 ]
 
+_level = os.environ.get("INFOSLICE_CPU_LEVEL", "v4")
+if _level not in ("baseline", "v3", "v4"):
+    raise ValueError(
+        f"infoslice: environment variable INFOSLICE_CPU_LEVEL: expected baseline, v3 or v4, got "
+        f"{_level!r}"
+    )
+
 #: What an op takes is what it gives: NumPy arrays or torch tensors.
 T = TypeVar("T", torch.Tensor, NDArray[Any])
 

@@ -145,6 +145,21 @@ def test_open_choices_change_what_is_kept():
     assert len(found) == 7
 
 
+def test_the_report_tells_what_was_measured_in_any_precision():
+    model, example = MLP(), torch.randn(MLP.shape)
+    data = torch.randn(100, *MLP.shape[1:])
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        result = infoslice.prune(
+            copy.deepcopy(model).to(dtype), example.to(dtype), data=data.to(dtype),
+            show_progress=False,
+        )  # fmt: skip
+        known = [(r.nats, r.nats_kept) for r in result.report.layers if r.nats is not None]
+        found.append(torch.tensor(known))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
+    assert (found[1][:, 0] > found[1][:, 1]).any()
+
+
 def test_equal_calls_give_equal_models():
     model, example = networks.Residual(), torch.randn(networks.Residual.shape)
     one, two = (infoslice.prune(model, example, **QUICK).model for _ in range(2))

@@ -85,7 +85,8 @@ def weight_matrix(layer: nn.Module) -> Tensor:
     Of a transposed convolution, which spreads each input over several outputs, the matrix from one
     input position to all the taps it feeds, ``[m * taps, d]``.
     """
-    weight = cast(Tensor, layer.weight).detach().double()
+    # A copy even of float64 weights: the layer's own may be silenced or refitted later.
+    weight = cast(Tensor, layer.weight).detach().to(torch.float64, copy=True)
     if isinstance(layer, _ConvTransposeNd):
         return weight.flatten(1).T
     return weight.flatten(1)

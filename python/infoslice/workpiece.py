@@ -142,8 +142,6 @@ class Workpiece:
     def decide(self, group: ChannelGroup, keep: Tensor, statistics: GroupStatistics) -> None:
         """Fix what stays of a group and silence the rest."""
         self._known.append((group, statistics))
-        if statistics.measured:
-            _ = statistics.consumers  # their weights are about to change
         if len(keep) == group.channels:
             return
         self.keep[group.name] = keep

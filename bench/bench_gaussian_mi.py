@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
-import pytest
 import torch
 
+from bench.contest import OURS, Case, Contest, Part, tests_of
 from infoslice import ops, reference
 
 NOISE = 0.1
+INVERSES = "two torch.cholesky_inverse"
+ONE_BY_ONE = "torch log-determinants one by one"
 
 
 def layer(channels: int, outputs: int) -> tuple[torch.Tensor, list[int], list[int]]:
@@ -41,10 +46,10 @@ def conditional_by_inverses(cov: torch.Tensor, channels: int) -> torch.Tensor:
     return 0.5 * ratio.log()
 
 
-def conditional_one_by_one(cov: torch.Tensor, channels: int) -> torch.Tensor:
-    """I(X; Y) - I(X_-i; Y), a pair of log-determinants for each i, as a batch."""
+def conditional_one_by_one(cov: torch.Tensor, channels: int, some: int) -> torch.Tensor:
+    """I(X; Y | X_-i), log-determinants without i for the first channels, as a batch."""
     s = noisy(cov, channels)
-    rests = torch.tensor([[j for j in range(len(cov)) if j != i] for i in range(channels)])
+    rests = torch.tensor([[j for j in range(len(cov)) if j != i] for i in range(some)])
     given = rests[:, : channels - 1]
     without = logdet(s[given[:, :, None], given[:, None, :]])
     joint_without = logdet(s[rests[:, :, None], rests[:, None, :]])
@@ -52,48 +57,21 @@ def conditional_one_by_one(cov: torch.Tensor, channels: int) -> torch.Tensor:
     return 0.5 * (whole - without + joint_without)
 
 
-def conditional_by_numpy(cov: np.ndarray, channels: int) -> np.ndarray:
-    s = cov + np.diag([0.0] * channels + [NOISE] * (len(cov) - channels))
-    out = np.empty(channels)
-    whole = np.linalg.slogdet(s[:channels, :channels])[1] - np.linalg.slogdet(s)[1]
-    for i in range(channels):
-        rest = np.delete(np.arange(len(s)), i)
-        given = rest[: channels - 1]
-        out[i] = whole - np.linalg.slogdet(s[np.ix_(given, given)])[1]
-        out[i] += np.linalg.slogdet(s[np.ix_(rest, rest)])[1]
-    return out / 2
-
-
-SIZES = [(64, 10), (256, 10), (256, 256), (1024, 10)]
-CONDITIONAL = [
-    (*size, name) for size in SIZES for name in ("infoslice", "two torch.cholesky_inverse")
-]
-# Seconds to minutes a call for more channels.
-CONDITIONAL += [(64, 10, "torch logdets one by one"), (64, 10, "NumPy one by one")]
-
-
-@pytest.mark.parametrize(("channels", "outputs", "name"), CONDITIONAL)
-def test_conditional_mi(race, channels, outputs, name):
+def conditional_contest(channels: int, outputs: int) -> Contest:
     cov, x, y = layer(channels, outputs)
-    functions = {
-        "infoslice": lambda: ops.conditional_mi(cov, x, y, noise_variance=NOISE),
-        "two torch.cholesky_inverse": lambda: conditional_by_inverses(cov, channels),
-        "torch logdets one by one": lambda: conditional_one_by_one(cov, channels),
-        "NumPy one by one": lambda: conditional_by_numpy(cov.numpy(), channels),
+    expected = conditional_by_inverses(cov, channels)
+    some = min(channels, 65536 // channels)  # all 64 of 64, 64 of 1024
+    entrants: dict[str, Any] = {
+        OURS: lambda: ops.conditional_mi(cov, x, y, noise_variance=NOISE),
+        INVERSES: lambda: conditional_by_inverses(cov, channels),
+        ONE_BY_ONE: Part(
+            lambda: conditional_one_by_one(cov, channels, some), channels / some, expected[:some]
+        ),
     }
-    race(
-        f"conditional_mi of {channels} channels, {outputs} outputs, float64",
-        name,
-        functions[name],
-        conditional_by_inverses(cov, channels),
-        bound=1e-9,
-        flops=2 * (channels + outputs) ** 3 / 3,
-    )
+    return Contest(entrants, expected, 1e-9)
 
 
-@pytest.mark.parametrize(("channels", "outputs"), [(64, 64), (256, 256), (1024, 512)])
-@pytest.mark.parametrize("name", ["infoslice", "torch solve_triangular"])
-def test_marginal_mi(race, channels, outputs, name):
+def marginal_contest(channels: int, outputs: int) -> Contest:
     cov, x, y = layer(channels, outputs)
 
     def closed_form() -> torch.Tensor:
@@ -102,22 +80,14 @@ def test_marginal_mi(race, channels, outputs, name):
         z = torch.linalg.solve_triangular(factor, s[channels:, :channels], upper=False)
         return -0.5 * torch.log1p(-z.square().sum(0) / s.diagonal()[:channels])
 
-    functions = {
-        "infoslice": lambda: ops.marginal_mi(cov, x, y, noise_variance=NOISE),
+    entrants: dict[str, Any] = {
+        OURS: lambda: ops.marginal_mi(cov, x, y, noise_variance=NOISE),
         "torch solve_triangular": closed_form,
     }
-    race(
-        f"marginal_mi of {channels} channels, {outputs} outputs, float64",
-        name,
-        functions[name],
-        closed_form(),
-        bound=1e-9,
-        flops=outputs**3 / 3 + outputs**2 * channels,
-    )
+    return Contest(entrants, closed_form(), 1e-9)
 
 
-@pytest.mark.parametrize("name", ["infoslice", "torch logdets"])
-def test_gaussian_mi_of_many_layers(race, name):
+def layers_contest() -> Contest:
     covs = torch.stack([layer(24, 24)[0] for _ in range(64)])
     x, y = list(range(24)), list(range(24, 48))
 
@@ -125,21 +95,14 @@ def test_gaussian_mi_of_many_layers(race, name):
         s = torch.stack([noisy(cov, 24) for cov in covs])
         return 0.5 * (logdet(s[:, :24, :24]) + logdet(s[:, 24:, 24:]) - logdet(s))
 
-    functions = {
-        "infoslice": lambda: ops.gaussian_mi(covs, x, y, noise_variance=NOISE),
-        "torch logdets": by_logdets,
+    entrants: dict[str, Any] = {
+        OURS: lambda: ops.gaussian_mi(covs, x, y, noise_variance=NOISE),
+        "torch log-determinants": by_logdets,
     }
-    race(
-        "gaussian_mi of 64 layers, 24 channels, 24 outputs, float64",
-        name,
-        functions[name],
-        reference.gaussian_mi(covs, x, y, noise_variance=NOISE).nats,
-        bound=1e-9,
-    )
+    return Contest(entrants, reference.gaussian_mi(covs, x, y, noise_variance=NOISE).nats, 1e-9)
 
 
-@pytest.mark.parametrize("name", ["infoslice", "torch"])
-def test_pairwise_mi(race, name):
+def pairwise_contest() -> Contest:
     cov, x, y = layer(256, 256)
 
     def closed_form() -> torch.Tensor:
@@ -148,14 +111,54 @@ def test_pairwise_mi(race, name):
         rho2 = s[:256, 256:].square() / (variances[:256, None] * variances[256:])
         return -0.5 * torch.log1p(-rho2).sum(1)
 
-    functions = {
-        "infoslice": lambda: ops.pairwise_mi(cov, x, y, noise_variance=NOISE),
+    entrants: dict[str, Any] = {
+        OURS: lambda: ops.pairwise_mi(cov, x, y, noise_variance=NOISE),
         "torch": closed_form,
     }
-    race(
-        "pairwise_mi of 256 channels, 256 outputs, float64",
-        name,
-        functions[name],
-        closed_form(),
-        bound=1e-11,
+    return Contest(entrants, closed_form(), 1e-11)
+
+
+def triangle(n: float) -> float:
+    """Bytes of a lower triangle of float64."""
+    return 4 * n * (n + 1)
+
+
+CASES = [
+    Case(
+        f"conditional_mi of {channels} channels, {outputs} outputs, float64",
+        (OURS, INVERSES, ONE_BY_ONE),
+        partial(conditional_contest, channels, outputs),
+        goals={INVERSES: 2.5, ONE_BY_ONE: 100},
+        flops=2 * (channels + outputs) ** 3 / 3,
+        bytes=triangle(channels + outputs),
+        dtype=torch.float64,
     )
+    for channels, outputs in [(64, 10), (256, 10), (1024, 10)]
+]
+CASES += [
+    Case(
+        f"marginal_mi of {channels} channels, {outputs} outputs, float64",
+        (OURS, "torch solve_triangular"),
+        partial(marginal_contest, channels, outputs),
+        flops=outputs**3 / 3 + outputs**2 * channels,
+        bytes=triangle(channels + outputs),
+        dtype=torch.float64,
+    )
+    for channels, outputs in [(64, 64), (256, 256), (1024, 512)]
+]
+CASES += [
+    Case(
+        "gaussian_mi of 64 layers, 24 channels, 24 outputs, float64",
+        (OURS, "torch log-determinants"),
+        layers_contest,
+        bytes=64 * triangle(48),
+    ),
+    Case(
+        "pairwise_mi of 256 channels, 256 outputs, float64",
+        (OURS, "torch"),
+        pairwise_contest,
+        bytes=8 * 256 * 256,
+    ),
+]
+
+test_contests = tests_of(CASES)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from bench.contest import OURS, Case
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-OURS = "infoslice"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,11 +21,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     with threadpool_limits(1):
         yield
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(20260713)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,30 +38,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def race(benchmark: Any) -> Callable[..., None]:
-    """race(case, implementation, function, reference, bound): measure one entrant of a case.
+def race(benchmark: Any) -> Callable[[Case, str], None]:
+    """Check one entrant of a case, then measure it."""
 
-    The result of ``function`` (an array, or a tuple or list of which the first entry counts) must
-    equal ``reference`` to ``bound``, relative to its largest entry.
-    """
-
-    def run(
-        case: str,
-        implementation: str,
-        function: Callable[[], Any],
-        reference: torch.Tensor,
-        bound: float,
-        **info: float,
-    ) -> None:
-        result = function()
-        result = result[0] if isinstance(result, tuple | list) else result
-        result = torch.as_tensor(result).double()
-        scale = reference.abs().max().item() or 1.0
-        error = (result - reference.double()).abs().max().item() / scale
-        assert error <= bound, f"{implementation}: error {error:.2g} > {bound:.2g}"
-        benchmark.group = case
-        benchmark.extra_info.update(implementation=implementation, error=error, **info)
-        benchmark(function)
+    def run(case: Case, name: str) -> None:
+        torch.manual_seed(20260713)
+        contest = case.make()
+        assert list(contest.entrants) == list(case.names)
+        benchmark.group = case.title
+        benchmark.extra_info.update(
+            implementation=name,
+            error=contest.error(name),
+            times=contest.times(name),
+            flops=case.flops,
+            bytes=case.bytes,
+        )
+        benchmark(contest.run(name))
 
     return run
 
@@ -85,12 +72,13 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(case)
         ours = entrants[OURS].stats.median if OURS in entrants else None
         for name, bench in entrants.items():
-            median, info = bench.stats.median, bench.extra_info
+            info = bench.extra_info
+            median = bench.stats.median * info["times"]
             ratio = f"{median / ours:6.2f}x" if ours else ""
             rates = "".join(
                 f"  {info[key] / median / 1e9:7.1f} {unit}"
                 for key, unit in (("flops", "GFLOP/s"), ("bytes", "GB/s"))
-                if key in info
+                if info[key]
             )
             terminalreporter.write_line(
                 f"  {name:28s} {median * 1e3:10.4f} ms {ratio}{rates}  error {info['error']:.1e}"

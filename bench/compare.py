@@ -1,0 +1,162 @@
+"""Every goal in one run, one row each: python -m bench.compare [--only TEXT] [--output FILE].
+
+One thread, process CPU time, entrants in turn round after round, medians. The floor of a case is
+what this machine needs for the arithmetic, at the rate of its best matrix product, or for moving
+the bytes, at that of a copy of as many: the larger of the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.contest import OURS, Case, Contest, Run
+
+MODULES = ("covariance", "cholesky", "gaussian_mi")
+
+
+def cpu_seconds(runs: dict[str, Run], rounds: int, least: float = 0.002) -> dict[str, float]:
+    """Median over the rounds; what is shorter than ``least`` seconds is repeated within one."""
+    repeats = {}
+    for name, run in runs.items():
+        run()
+        start = time.process_time()
+        run()
+        repeats[name] = 1 + int(least / max(time.process_time() - start, 1e-6))
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.process_time()
+            for _ in range(repeats[name]):
+                run()
+            seconds[name].append((time.process_time() - start) / repeats[name])
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def copy_seconds(size: float) -> float:
+    """What reading and writing so many bytes takes: a copy of half as many."""
+    source = np.ones(max(int(size) // 2, 1), dtype=np.uint8)
+    target = np.empty_like(source)
+    return cpu_seconds({"copy": lambda: np.copyto(target, source)}, 5)["copy"]
+
+
+@dataclass
+class Roofs:
+    """FLOP/s of the best matrix product at hand, by element type."""
+
+    rates: dict[torch.dtype, float]
+
+    @classmethod
+    def measure(cls, n: int = 1500) -> Roofs:
+        rates = {}
+        for dtype in (torch.float32, torch.float64):
+            a = torch.randn(n, n, dtype=dtype)
+            array, other = a.numpy(), a.clone().numpy()
+            times = cpu_seconds({"torch": lambda a=a: a @ a, "numpy": lambda: array @ other}, 5)  # noqa: B023
+            rates[dtype] = 2 * n**3 / min(times.values())
+        return cls(rates)
+
+    def floor(self, case: Case) -> float:
+        moving = copy_seconds(case.bytes) if case.bytes else 0.0
+        return max(case.flops / self.rates[case.dtype], moving)
+
+
+def rows_of(case: Case, contest: Contest, roofs: Roofs, rounds: int) -> list[str]:
+    names = [OURS, *(name for name in contest.entrants if name in case.goals)]
+    errors = [contest.error(name) for name in names]
+    seconds = cpu_seconds({name: contest.run(name) for name in names}, rounds)
+    floor = roofs.floor(case)
+    rows = []
+    for name, goal in case.goals.items():
+        peer = seconds[name] * contest.times(name)
+        reached = peer / seconds[OURS]
+        most = peer / floor if floor else float("inf")
+        verdict = "met" if reached >= goal else "short" if most >= goal else "beyond the floor"
+        rows.append(
+            f"| {case.title} | {name} | {goal:g}x | **{reached:.3g}x** | {most:.3g}x "
+            f"| {seconds[OURS] * 1e3:.4g} ms | {errors[0]:.0e} | {verdict} |"
+        )
+    return rows
+
+
+def header(command: str, roofs: Roofs) -> list[str]:
+    import scipy
+
+    import infoslice
+
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True, text=True, check=False,
+    ).stdout.strip()  # fmt: skip
+    info = infoslice.ops.build_info()
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    gemm = " and ".join(
+        f"{rate / 1e9:.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}"
+        for dtype, rate in roofs.rates.items()
+    )
+    return [
+        f"- machine: {cpu}, {os.cpu_count()} cores, kernels for {info['cpu_level']}; best matrix "
+        f"product {gemm}; copy of 256 MB {2**29 / copy_seconds(2**29) / 1e9:.0f} GB/s",
+        f"- versions: Python {platform.python_version()}, torch {torch.__version__}, NumPy "
+        f"{np.__version__}, SciPy {scipy.__version__}, {info['compiler']}",
+        f"- commit: {commit}",
+        f"- command: `{command}`",
+        "",
+        "| case | against | goal | reached | at the floor | ours | error | verdict |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
+    parser.add_argument("--only", default="", help="cases whose title contains this text")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--output", type=Path, help="write the table here too")
+    options = parser.parse_args(arguments)
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        lines: list[str] = []
+
+        def tell(line: str) -> None:
+            print(line, flush=True)
+            lines.append(line)
+
+        roofs = Roofs.measure()
+        for line in header(" ".join(["python -m bench.compare", *arguments]), roofs):
+            tell(line)
+        for word in MODULES:
+            module: Any = importlib.import_module(f"bench.bench_{word}")
+            for case in module.CASES:
+                if case.goals and options.only in case.title:
+                    torch.manual_seed(20260713)
+                    for row in rows_of(case, case.make(), roofs, options.rounds):
+                        tell(row)
+    if options.output:
+        partial = options.output.with_suffix(".partial")
+        partial.write_text("\n".join(lines) + "\n")
+        partial.replace(options.output)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

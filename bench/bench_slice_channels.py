@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import numpy as np
+import pytest
 import torch
 
-from bench.contest import OURS, Case, Contest, tests_of
 from infoslice import ops
 
-SELECT, INDEXING, TAKE = "torch.index_select", "torch indexing", "numpy.take"
-F32, BF16 = torch.float32, torch.bfloat16
+# shape, axes, dtype, how many such tensors
+CASES = {
+    "slice [512, 512, 3, 3] float32, axis 0": ((512, 512, 3, 3), (0,), torch.float32, 1),
+    "slice [512, 512, 3, 3] float32, axis 1": ((512, 512, 3, 3), (1,), torch.float32, 1),
+    "slice [512, 512, 3, 3] float32, axes 0 and 1": ((512, 512, 3, 3), (0, 1), torch.float32, 1),
+    "slice [2048, 2048] float32, axis 0": ((2048, 2048), (0,), torch.float32, 1),
+    "slice [2048, 2048] float32, axis 1": ((2048, 2048), (1,), torch.float32, 1),
+    "slice [2048, 2048] bfloat16, axis 1": ((2048, 2048), (1,), torch.bfloat16, 1),
+    "slice 1000 x [512] float32": ((512,), (0,), torch.float32, 1000),
+}
 
 
 def by_index_select(tensor, axes, keep):
@@ -33,16 +38,26 @@ def by_take(array, axes, keep):
     return array
 
 
-def contest(shape: tuple[int, ...], axes: tuple[int, ...], dtype: torch.dtype, count: int) -> Contest:
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "name", ["infoslice", "torch.index_select", "torch indexing", "numpy.take"]
+)
+def test_slice_channels(race, case, name):
+    shape, axes, dtype, count = CASES[case]
     tensors = [torch.randn(shape).to(dtype) for _ in range(count)]
     keep = tuple(torch.randperm(shape[a])[: shape[a] // 2].sort().values for a in axes)
-    arrays = [t.view(torch.int16).numpy() if dtype == BF16 else t.numpy() for t in tensors]
+    arrays = [
+        t.view(torch.int16).numpy() if dtype == torch.bfloat16 else t.numpy() for t in tensors
+    ]
     indices = tuple(index.numpy() for index in keep)
-    bits = torch.int16 if dtype == BF16 else torch.int32
-    entrants: dict[str, Any] = {
-        OURS: lambda: ops.slice_channels(tensors, [axes] * count, [keep] * count)[0].view(bits),
-        SELECT: lambda: [by_index_select(t, axes, keep) for t in tensors][0].view(bits),
-        INDEXING: lambda: [by_indexing(t, axes, keep) for t in tensors][0].view(bits),
-        TAKE: lambda: torch.from_numpy([by_take(a, axes, indices) for a in arrays][0]).view(bits),
+    functions = {
+        "infoslice": lambda: ops.slice_channels(tensors, [axes] * count, [keep] * count),
+        "torch.index_select": lambda: [by_index_select(t, axes, keep) for t in tensors],
+        "torch indexing": lambda: [by_indexing(t, axes, keep) for t in tensors],
+        "numpy.take": lambda: [by_take(a, axes, indices) for a in arrays],
     }
-    return Contest(entrants, by_index_select(tensors[0], axes, keep).view(bits).double(), 0)
+    expected = by_index_select(tensors[0], axes, keep)
+    if name == "numpy.take" and dtype == torch.bfloat16:
+        expected = expected.view(torch.int16)
+    kept = count * expected.numel() * expected.element_size()
+    race(case, name, functions[name], expected.double(), bound=0, bytes=2 * kept)

@@ -11,6 +11,7 @@ import argparse
 import importlib
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -91,38 +92,25 @@ def rows_of(case: Case, contest: Contest, roofs: Roofs, rounds: int) -> list[str
     return rows
 
 
-def header(command: str, roofs: Roofs) -> list[str]:
+def machine(command: str) -> list[str]:
+    """What a kept run must tell: machine, versions, commit and command."""
     import scipy
 
-    import infoslice
+    from infoslice import ops
 
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True, text=True, check=False,
     ).stdout.strip()  # fmt: skip
-    info = infoslice.ops.build_info()
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    gemm = " and ".join(
-        f"{rate / 1e9:.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}"
-        for dtype, rate in roofs.rates.items()
-    )
+    info = ops.build_info()
+    models = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return [
-        f"- machine: {cpu}, {os.cpu_count()} cores, kernels for {info['cpu_level']}; best matrix "
-        f"product {gemm}; copy of 256 MB {2**29 / copy_seconds(2**29) / 1e9:.0f} GB/s",
+        f"- machine: {models[0] if models else platform.machine()}, {os.cpu_count()} cores, "
+        f"kernels for {info['cpu_level']}",
         f"- versions: Python {platform.python_version()}, torch {torch.__version__}, NumPy "
         f"{np.__version__}, SciPy {scipy.__version__}, {info['compiler']}",
         f"- commit: {commit}",
         f"- command: `{command}`",
-        "",
-        "| case | against | goal | reached | at the floor | ours | error | verdict |",
-        "|---|---|---|---|---|---|---|---|",
     ]
 
 
@@ -143,8 +131,19 @@ def main(arguments: list[str]) -> None:
             lines.append(line)
 
         roofs = Roofs.measure()
-        for line in header(" ".join(["python -m bench.compare", *arguments]), roofs):
+        for line in machine(" ".join(["python -m bench.compare", *arguments])):
             tell(line)
+        rates = [
+            f"{rate / 1e9:.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}"
+            for dtype, rate in roofs.rates.items()
+        ]
+        tell(
+            f"- roofs: matrix product {' and '.join(rates)}, copy of 256 MB "
+            f"{2**29 / copy_seconds(2**29) / 1e9:.0f} GB/s"
+        )
+        tell("")
+        tell("| case | against | goal | reached | at the floor | ours | error | verdict |")
+        tell("|---|---|---|---|---|---|---|---|")
         for word in MODULES:
             module: Any = importlib.import_module(f"bench.bench_{word}")
             for case in module.CASES:

@@ -27,9 +27,7 @@ struct Covariance {
   int64_t channels = 64, n = 8192;
   std::vector<float> x = numbers(n * channels), cov = numbers(channels * channels), mean = cov;
   Samples samples{x.data(), channels, 1, {{n, channels}}, 1};
-  void operator()() {
-    cpu::covariance<float, float>(&samples, 1, 1, cov.data(), mean.data(), 1);
-  }
+  void operator()() { cpu::covariance<float, float>(&samples, 1, 1, cov.data(), mean.data(), 1); }
 };
 
 struct LogDeterminant {

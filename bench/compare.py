@@ -92,6 +92,35 @@ def rows_of(case: Case, contest: Contest, roofs: Roofs, rounds: int) -> list[str
     return rows
 
 
+def threads_row(case: Case, contest: Contest, rounds: int) -> str:
+    """Ours on one thread and on two: wall time in turns, and whether all bits are the same."""
+    run, results, repeats = contest.run(OURS), {}, 1
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        results[threads] = run()
+        start = time.perf_counter()
+        run()
+        repeats = max(repeats, 1 + int(0.002 / max(time.perf_counter() - start, 1e-6)))
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for threads, times in seconds.items():
+            torch.set_num_threads(threads)
+            start = time.perf_counter()
+            for _ in range(repeats):
+                run()
+            times.append((time.perf_counter() - start) / repeats)
+    torch.set_num_threads(1)
+    one, two = median(seconds[1]), median(seconds[2])
+    same = "the same" if same_bits(results[1], results[2]) else "DIFFERENT"
+    return f"| {case.title} | {one * 1e3:.4g} ms | {two * 1e3:.4g} ms | {one / two:.2f}x | {same} |"
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple | list):
+        return all(map(same_bits, a, b))
+    return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+
 def machine(command: str) -> list[str]:
     """What a kept run must tell: machine, versions, commit and command."""
     import scipy
@@ -119,6 +148,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--only", default="", help="cases whose title contains this text")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--output", type=Path, help="write the table here too")
+    parser.add_argument(
+        "--threads", action="store_true", help="ours on two threads against one, in wall time"
+    )
     options = parser.parse_args(arguments)
     from threadpoolctl import threadpool_limits
 
@@ -142,14 +174,22 @@ def main(arguments: list[str]) -> None:
             f"{2**29 / copy_seconds(2**29) / 1e9:.0f} GB/s"
         )
         tell("")
-        tell("| case | against | goal | reached | at the floor | ours | error | verdict |")
-        tell("|---|---|---|---|---|---|---|---|")
+        if options.threads:
+            tell("| case | 1 thread | 2 threads | ratio | bits |")
+            tell("|---|---|---|---|---|")
+        else:
+            tell("| case | against | goal | reached | at the floor | ours | error | verdict |")
+            tell("|---|---|---|---|---|---|---|---|")
         for word in MODULES:
             module: Any = importlib.import_module(f"bench.bench_{word}")
             for case in module.CASES:
                 if case.goals and options.only in case.title:
                     torch.manual_seed(20260713)
-                    for row in rows_of(case, case.make(), roofs, options.rounds):
+                    contest = case.make()
+                    if options.threads:
+                        tell(threads_row(case, contest, options.rounds))
+                        continue
+                    for row in rows_of(case, contest, roofs, options.rounds):
                         tell(row)
     if options.output:
         partial = options.output.with_suffix(".partial")

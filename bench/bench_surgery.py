@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from bench.contest import OURS, Case, Contest, tests_of
 from infoslice.graph import trace
 from infoslice.surgery import plan
 
@@ -56,6 +57,7 @@ def resnet50() -> nn.Sequential:
 
 
 X = torch.zeros(1, 3, 224, 224)
+SELECT, PRUNING = "torch.index_select, ready positions", "torch-pruning"
 
 
 def half(graph: Any) -> dict[str, torch.Tensor]:
@@ -63,58 +65,51 @@ def half(graph: Any) -> dict[str, torch.Tensor]:
     return {group.name: torch.arange(0, group.channels, 2) for group in graph.prunable}
 
 
-def fingerprint(model: nn.Module) -> torch.Tensor:
-    """Sum of every tensor of the state: what all entrants must agree on."""
-    return torch.stack([tensor.double().sum() for tensor in model.state_dict().values()])
+def fingerprint(result: nn.Module | dict[str, torch.Tensor]) -> torch.Tensor:
+    """Sum of every tensor of a model's state."""
+    state = result.state_dict() if isinstance(result, nn.Module) else result
+    return torch.stack([tensor.detach().double().sum() for tensor in state.values()])
 
 
-@pytest.fixture(scope="module")
-def setting() -> tuple[nn.Module, Any, Any, torch.Tensor]:
-    """The model, its graph, the plan, and the state wanted, cut by advanced indexing in float64."""
+def parameters(model: nn.Module) -> torch.Tensor:
+    return torch.tensor([float(sum(p.numel() for p in model.parameters()))])
+
+
+def trace_contest() -> Contest:
+    model = resnet50()
+
+    def sizes(graph: Any) -> torch.Tensor:
+        return torch.tensor([float(group.channels) for group in graph.groups])
+
+    return Contest({OURS: lambda: trace(model, X)}, sizes(trace(model, X)), 0, sizes)
+
+
+def apply_contest() -> Contest:
+    """The state wanted is cut by advanced indexing in float64."""
     model = resnet50()
     graph = trace(model, X)
     pruning = plan(graph, keep=half(graph))
-    state = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    wanted = {name: tensor.double() for name, tensor in model.state_dict().items()}
     for cut in pruning.cuts:
-        where: list[Any] = [slice(None)] * state[cut.tensor].dim()
+        where: list[Any] = [slice(None)] * wanted[cut.tensor].dim()
         where[cut.axis] = cut.keep
-        state[cut.tensor] = state[cut.tensor][tuple(where)]
-    return model, graph, pruning, torch.stack([tensor.sum() for tensor in state.values()])
-
-
-def test_trace(benchmark: Any, setting: Any) -> None:
-    model, graph, _, _ = setting
-    benchmark.group = "ResNet-50: trace"
-    assert benchmark(trace, model, X).groups == graph.groups
-
-
-@pytest.mark.parametrize("implementation", ["infoslice", "torch index_select, ready positions"])
-def test_apply(race: Any, setting: Any, implementation: str) -> None:
-    model, _, pruning, expected = setting
-    cuts = pruning.cuts
-
-    def ours() -> nn.Module:
-        return pruning.apply(model).model  # type: ignore[no-any-return]
+        wanted[cut.tensor] = wanted[cut.tensor][tuple(where)]
 
     def loop() -> dict[str, torch.Tensor]:
         state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-        for cut in cuts:
+        for cut in pruning.cuts:
             state[cut.tensor] = state[cut.tensor].index_select(cut.axis, cut.keep)
         return state
 
-    if implementation == "infoslice":
-        result = fingerprint(ours())
-        run: Any = ours
-    else:
-        result = torch.stack([tensor.double().sum() for tensor in loop().values()])
-        run = loop
-    assert torch.allclose(result, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
-    race("ResNet-50: apply", implementation, lambda: (run(), result)[1], expected, 1e-6)
+    entrants: dict[str, Any] = {
+        OURS: lambda: pruning.apply(model).model,
+        SELECT: loop,
+    }
+    return Contest(entrants, fingerprint(wanted), 1e-6, fingerprint)
 
 
-@pytest.mark.parametrize("implementation", ["infoslice", "torch-pruning"])
-def test_whole_job(race: Any, setting: Any, implementation: str) -> None:
-    model = setting[0]
+def job_contest() -> Contest:
+    model = resnet50()
 
     def ours() -> nn.Module:
         graph = trace(model, X)
@@ -130,7 +125,14 @@ def test_whole_job(race: Any, setting: Any, implementation: str) -> None:
         pruner.step()
         return smaller
 
-    run = ours if implementation == "infoslice" else theirs
-    wanted = torch.tensor([float(sum(p.numel() for p in ours().parameters()))])
-    parameters = torch.tensor([float(sum(p.numel() for p in run().parameters()))])
-    race("ResNet-50: whole job", implementation, lambda: (run(), parameters)[1], wanted, 0.0)
+    entrants: dict[str, Any] = {OURS: ours, PRUNING: theirs}
+    return Contest(entrants, parameters(ours()), 0, parameters)
+
+
+CASES = [
+    Case("ResNet-50: trace", (OURS,), trace_contest),
+    Case("ResNet-50: apply", (OURS, SELECT), apply_contest),
+    Case("ResNet-50: whole job", (OURS, PRUNING), job_contest),
+]
+
+test_contests = tests_of(CASES)

@@ -25,16 +25,22 @@ class Part:
     expected: torch.Tensor | None
 
 
+def first(result: Any) -> torch.Tensor:
+    return torch.as_tensor(result[0] if isinstance(result, tuple | list) else result)
+
+
 @dataclass(frozen=True)
 class Contest:
-    """The entrants by name, and what the first result of each must equal.
+    """The entrants by name, and what they must agree on.
 
-    ``bound`` is the largest error allowed, relative to the largest entry expected.
+    ``read`` makes a tensor of a result, outside the time measured. ``bound`` is the largest error
+    allowed, relative to the largest entry expected.
     """
 
     entrants: Mapping[str, Run | Part]
     expected: torch.Tensor
     bound: float
+    read: Callable[[Any], torch.Tensor] = first
 
     def run(self, name: str) -> Run:
         entrant = self.entrants[name]
@@ -50,9 +56,7 @@ class Contest:
         expected = entrant.expected if isinstance(entrant, Part) else self.expected
         if expected is None:
             return 0.0
-        result = self.run(name)()
-        result = result[0] if isinstance(result, tuple | list) else result
-        result = torch.as_tensor(result).detach().double()
+        result = self.read(self.run(name)()).detach().double()
         assert result.shape == expected.shape, (name, result.shape, expected.shape)
         scale = expected.abs().max().item() or 1.0
         found: float = (result - expected.double()).abs().max().item() / scale

@@ -2,10 +2,17 @@
 //
 //   target[j_0, ..., j_{d-1}] = source[k_0[j_0], ..., k_{d-1}[j_{d-1}]]
 //
-// where k_a is the keep list of axis a, or the identity where the axis is not named. All axes of a
-// tensor are cut in one pass. Elements are copied as bytes, so the dtype is of no concern beyond
-// its size. Sources may have any strides; targets are dense and do not overlap the sources. Nothing
-// can fail here: the caller has checked that every k_a is within the source (csrc/bindings does).
+// where k_a is the keep list of axis a, ascending, or the identity where the axis is not named. All
+// axes of a tensor are cut in one pass. Elements are copied as bytes, so the dtype is of no concern
+// beyond its size. Sources may have any strides; targets are dense.
+//
+// In place (slice_channels_) the target is the source itself, which then is dense too, in the order
+// of axes of the target. As every k_a ascends, an element is never written behind the place where
+// it is read, so going front to back reads all before it is overwritten. What was behind the result
+// is left as it comes.
+//
+// Nothing can fail here: the caller has checked that every k_a is within the source and ascends
+// (csrc/bindings does). Extra memory: one bit for each element of a row of the source.
 #pragma once
 
 #include <cstdint>
@@ -20,9 +27,10 @@ struct SliceJob {
     const int64_t* keep;                   // `size` indices into the source, or null: all
   };
   const void* source;
-  void* target;
+  void* target;      // does not overlap the source, or is the source
   int64_t itemsize;  // bytes
-  std::vector<Axis> axes;
+  const Axis* axes;
+  int dims;  // at most 12
 };
 
 namespace cpu {

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -223,3 +226,185 @@ def test_bad_types():
         ops.slice_channels([np.array([None])], [(0,)], [(index,)])
     with pytest.raises(TypeError, match="tensors: expected only torch tensors, got ndarray"):
         ops.slice_channels([torch.ones(2), np.ones(2)], [(0,), (0,)], [(index,), (index,)])
+
+
+# -- compression of rows, at each CPU level --------------------------------------------------------
+
+
+def check_blocks() -> None:
+    """Rows of blocks of many sizes, sparse and dense, of one window and of many, both ways."""
+    for dtype, trailing in itertools.product((torch.uint8, torch.bfloat16, torch.float32), (1, 3)):
+        for size, share in itertools.product((16, 33, 64, 65, 129, 500), (0.02, 0.1, 0.5, 0.97)):
+            x = numbered(5, size, trailing, dtype=dtype).clone()
+            keep = (random_keep(size, max(1, int(size * share))),)
+            (expected,) = reference.slice_channels([x], [(1,)], [keep])
+            padded = torch.full((5, size + 3, trailing), 77).to(dtype)
+            padded[:, 1:-2] = x
+            for source in (x, padded[:, 1:-2]):  # rows that follow each other, and rows apart
+                (result,) = ops.slice_channels([source], [(1,)], [keep])
+                assert torch.equal(result, expected), (dtype, trailing, size, share)
+            ops.slice_channels_([x], [(1,)], [keep])
+            assert torch.equal(x, expected), (dtype, trailing, size, share)
+
+
+def test_blocks_of_every_size():
+    check_blocks()
+
+
+@pytest.mark.parametrize("level", ["baseline", "v3"])
+def test_blocks_of_every_size_on_lower_cpu_levels(level):
+    code = "import test_slice_channels; test_slice_channels.check_blocks()"
+    environment = {**os.environ, "INFOSLICE_CPU_LEVEL": level}
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=environment, cwd=os.path.dirname(__file__)
+    )
+
+
+# -- in place --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dims", [(0,), (1,), (2,), (0, 1), (1, 2), (2, 0, 1), (), (-1,)])
+def test_in_place_for_every_dtype_and_axis(dtype, dims):
+    x = numbered(7, 41, 5, dtype=dtype).clone()
+    keep = tuple(random_keep(x.shape[axis], x.shape[axis] // 2 + 1) for axis in dims)
+    (expected,) = reference.slice_channels([x], [dims], [keep])
+    array = None if dtype == torch.bfloat16 else x.numpy().copy()
+    address, size = x.data_ptr(), x.untyped_storage().nbytes()
+    (result,) = ops.slice_channels_([x], [dims], [keep])
+    assert result is x
+    assert torch.equal(x, expected)
+    assert x.is_contiguous()
+    assert (x.data_ptr(), x.untyped_storage().nbytes()) == (address, size)
+    if array is not None:
+        arrays = tuple(k.numpy() for k in keep)
+        (view,) = ops.slice_channels_([array], [dims], [arrays])
+        np.testing.assert_array_equal(view, expected.numpy())
+        assert view.base is array
+        assert view.ctypes.data == array.ctypes.data
+        assert view.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("shape", "last"),
+    [((5, 8, 4, 3), torch.channels_last), ((5, 8, 2, 4, 3), torch.channels_last_3d)],
+)
+@pytest.mark.parametrize("dims", [(0,), (1,), (0, 1)])
+def test_in_place_keeps_channels_last(shape, last, dims):
+    x = numbered(*shape).to(memory_format=last)
+    keep = tuple(random_keep(shape[axis], 3) for axis in dims)
+    (expected,) = ops.slice_channels([x], [dims], [keep])
+    ops.slice_channels_([x], [dims], [keep])
+    assert torch.equal(x, expected)
+    assert x.is_contiguous(memory_format=last)
+    assert x.stride() == expected.stride()
+
+
+def test_in_place_parameters_stay_parameters():
+    layer = torch.nn.Linear(6, 8)
+    weight, bias = layer.weight, layer.bias
+    expected = weight.detach()[[1, 4]][:, [0, 5]].clone()
+    rows, columns = torch.tensor([1, 4]), torch.tensor([0, 5])
+    version = weight._version
+    ops.slice_channels_([weight, bias], [(0, 1), (0,)], [(rows, columns), (rows,)])
+    assert layer.weight is weight
+    assert weight.requires_grad
+    assert weight.is_leaf
+    assert weight._version > version
+    assert torch.equal(weight, expected)
+    layer(torch.ones(3, 2)).sum().backward()
+    assert weight.grad.shape == (2, 2)
+
+
+def test_in_place_is_seen_by_autograd():
+    x = torch.randn(6, 4, requires_grad=True)
+    loss = (x * x).sum()
+    ops.slice_channels_([x], [(0,)], [(torch.tensor([1]),)])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_in_place_again_and_again():
+    x = torch.randn(40, 30, 3)
+    expected = x.clone()
+    for count in (30, 20, 20, 7, 1, 0):
+        rows = random_keep(x.shape[0], min(count, x.shape[0]))
+        columns = random_keep(x.shape[1], min(count, x.shape[1]))
+        (expected,) = reference.slice_channels([expected], [(0, 1)], [(rows, columns)])
+        ops.slice_channels_([x], [(0, 1)], [(rows, columns)])
+        assert torch.equal(x, expected)
+        assert x.shape == expected.shape
+
+
+def test_in_place_threads_change_nothing():
+    tensors = [torch.randn(1100, 1100), torch.randn(300, 500, 3, 3), torch.randn(17)] * 2
+    dims = [(0, 1), (1,), ()] * 2
+    keep = [(random_keep(1100, 600), random_keep(1100, 550)), (random_keep(500, 333),), ()] * 2
+    expected = reference.slice_channels(tensors, dims, keep)
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            copies = [t.clone() for t in tensors]
+            results = ops.slice_channels_(copies, dims, keep)
+            assert all(map(torch.equal, results, expected))
+    finally:
+        torch.set_num_threads(1)
+
+
+IN_PLACE_BAD = {
+    "a view": lambda x: (x[:3], "memory of its own, got a view"),
+    "transposed": lambda x: (x.T, "memory of its own, got a view"),
+    "detached, with gaps": lambda x: (x[:, ::2].detach(), "contiguous or channels_last"),
+    "expanded": lambda x: (x[:1].expand(4, 4).detach(), "contiguous or channels_last"),
+    "shared": lambda x: (x, r"share no memory .* got tensors\[.\] and tensors\[.\] that do"),
+    "overlapping": lambda x: (x.detach()[3:].detach(), "share no memory"),
+}
+
+
+@pytest.mark.parametrize("case", IN_PLACE_BAD)
+def test_in_place_refuses_before_it_writes(case):
+    good = torch.randn(6, 4)
+    before = good.clone()
+    bad, message = IN_PLACE_BAD[case](good)
+    keep = torch.tensor([1, 2])
+    with pytest.raises(ValueError, match=f"slice_channels_: .*{message}"):
+        ops.slice_channels_([good, bad], [(0,), (0,)], [(keep,), (keep,)])
+    assert torch.equal(good, before)
+    assert good.shape == before.shape
+
+
+@pytest.mark.parametrize("route", ["torch", "numpy"])
+@pytest.mark.parametrize(("error", "message", "keep"), BAD, ids=[str(i) for i in range(len(BAD))])
+def test_in_place_bad_keep_leaves_all_as_it_was(route, error, message, keep):
+    good, bad = torch.tensor([1, 3]), torch.tensor(keep)
+    tensors = [torch.randn(4, 3), torch.randn(4, 3)]
+    before = [t.clone() for t in tensors]
+    given = tensors
+    if route == "numpy":
+        good, bad, given = good.numpy(), bad.numpy(), [t.numpy().copy() for t in tensors]
+    with pytest.raises(error, match="slice_channels_: " + message):
+        ops.slice_channels_(given, [(0,), (0,)], [(good,), (bad,)])
+    for tensor, same in zip(given, before, strict=True):
+        np.testing.assert_array_equal(tensor, same)
+
+
+def test_in_place_arrays_that_are_refused():
+    index = np.array([1, 2])
+    array = np.arange(24.0).reshape(6, 4).copy()
+    frozen = array.copy()
+    frozen.flags.writeable = False
+    swapped = array.astype(array.dtype.newbyteorder())
+    for bad in (array[:3], array.T, frozen, swapped):
+        with pytest.raises(ValueError, match=r"tensors\[1\]: expected a plain array"):
+            ops.slice_channels_([array, bad], [(0,), (0,)], [(index,), (index,)])
+    with pytest.raises(ValueError, match="contiguous or channels_last"):
+        ops.slice_channels_([np.asfortranarray(array)], [(0,)], [(index,)])
+    with pytest.raises(TypeError, match="expected a NumPy array or a torch tensor, got list"):
+        ops.slice_channels_([[1, 2]], [(0,)], [(index,)])
+    np.testing.assert_array_equal(array, np.arange(24.0).reshape(6, 4))
+
+
+def test_in_place_needs_memory():
+    x = torch.empty(4, 3, device="meta")
+    with pytest.raises(RuntimeError, match="slice_channels_: tensors: expected tensors with memor"):
+        ops.slice_channels_([x], [(0,)], [(torch.tensor([0]),)])

@@ -22,10 +22,10 @@ Parameter parse_parameter(const std::string& text) {  // "Tensor x", "int batch_
   const std::string type = text.substr(0, space);
   const std::string name = text.substr(space + 1, text.find('=') - space - 1);
   static const std::pair<const char*, Parameter::Type> kinds[] = {
-      {"Tensor", Parameter::tensor},     {"Tensor[]", Parameter::tensors},
-      {"int", Parameter::integer},       {"int[]", Parameter::integers},
-      {"float", Parameter::real},        {"bool", Parameter::boolean},
-      {"ScalarType?", Parameter::dtype},
+      {"Tensor", Parameter::tensor},        {"Tensor[]", Parameter::tensors},
+      {"Tensor(a!)[]", Parameter::tensors}, {"int", Parameter::integer},
+      {"int[]", Parameter::integers},       {"float", Parameter::real},
+      {"bool", Parameter::boolean},         {"ScalarType?", Parameter::dtype},
   };
   for (const auto& [spelling, kind] : kinds)
     if (type == spelling) return {kind, name};

@@ -13,8 +13,9 @@
 //   const Op op("double(Tensor x) -> Tensor", host_double);   // torch schema; also _core.double(x)
 //
 // The schema names the arguments (error messages use the names) and gives their types, of which
-// Tensor, Tensor[], int, int[], float, bool and ScalarType? are understood. Results are Tensors, or
-// one Tensor[]. Nothing in here knows Python or torch.
+// Tensor, Tensor[], int, int[], float, bool and ScalarType? are understood, and Tensor(a!)[] for
+// tensors that are changed. Results are Tensors, one Tensor[], or none. Nothing in here knows Python
+// or torch.
 #pragma once
 
 #include <algorithm>
@@ -158,6 +159,10 @@ class Call {
   virtual Tensor empty(Dtype dtype, const Dims& sizes) = 0;
   // The same with strides of choice and the very dtype of another tensor (any dtype).
   virtual Tensor empty_like(const Tensor& model, const Dims& sizes, const Dims& strides) = 0;
+
+  // A torch tensor that was changed in place takes a smaller dense shape, at the same address. An
+  // array of NumPy's keeps its own: the caller makes a view.
+  virtual void resize(const Tensor& changed, const Dims& sizes, const Dims& strides) = 0;
 
   // All is checked and allocated: releases Python's lock, sets the device guard. Call it just
   // before the kernel; afterwards allocate nothing.

@@ -1,5 +1,11 @@
 #include "slice_channels.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+
 #include "bindings/host.h"
 
 namespace infoslice {
@@ -30,6 +36,18 @@ Dims result_strides(const Tensor& source, const Dims& sizes) {
       !matches(source.sizes.contiguous_strides()) && matches(channels_last(source.sizes)))
     return channels_last(sizes);
   return sizes.contiguous_strides();
+}
+
+Dims sizes_of(const SliceJob::Axis* axes, int dims) {
+  Dims sizes;
+  for (int d = 0; d < dims; ++d) sizes.push_back(axes[d].size);
+  return sizes;
+}
+
+Dims strides_of(const SliceJob::Axis* axes, int dims) {
+  Dims strides;
+  for (int d = 0; d < dims; ++d) strides.push_back(axes[d].target_stride);
+  return strides;
 }
 
 // A list of kept indices, looked at once however many axes it cuts. Errors wait for an axis that
@@ -71,9 +89,15 @@ void check_keep(const Call& call, const std::string& where, const Keep& keep, in
                        std::to_string(keep.values[keep.unsorted - 1]));
 }
 
+// Jobs without targets yet; the strides of the targets are dense (result_strides).
+struct Jobs {
+  std::vector<SliceJob> each;
+  std::vector<SliceJob::Axis> axes;  // of all jobs
+};
+
 // tensors[i] is cut along axis_counts[i] axes. axes lists those of all tensors in a row, and choice
 // the number of the list in keep by which each is cut.
-void slice_channels(Call& call) {
+Jobs checked_jobs(const Call& call) {
   const auto& tensors = call.tensors(0);
   const auto& axis_counts = call.integers(1);
   const auto& axes = call.integers(2);
@@ -95,16 +119,18 @@ void slice_channels(Call& call) {
       call.value_error(4, "numbers of lists in keep", std::to_string(c));
   const std::vector<Keep> keeps = look_at(lists);
 
-  std::vector<SliceJob> jobs;
-  jobs.reserve(tensors.size());
+  Jobs jobs;
+  jobs.each.reserve(tensors.size());
+  size_t all_axes = 0;
+  for (const Tensor& tensor : tensors) all_axes += static_cast<size_t>(tensor.dims());
+  jobs.axes.reserve(all_axes);  // stays where it is: the jobs point into it
   size_t next = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& source = tensors[i];
     const auto where = [i] { return "tensors[" + std::to_string(i) + "]"; };
-    SliceJob job{source.data, nullptr, source.itemsize, {}};
-    job.axes.reserve(static_cast<size_t>(source.dims()));
+    SliceJob::Axis* const own = jobs.axes.data() + jobs.axes.size();
     for (int d = 0; d < source.dims(); ++d)
-      job.axes.push_back({source.sizes[d], source.strides[d], 0, nullptr});
+      jobs.axes.push_back({source.sizes[d], source.strides[d], 0, nullptr});
 
     for (int64_t k = 0; k < axis_counts[i]; ++k, ++next) {
       const int64_t axis = axes[next] < 0 ? axes[next] + source.dims() : axes[next];
@@ -112,7 +138,7 @@ void slice_channels(Call& call) {
         call.value_error(where(),
                          "axes within its " + std::to_string(source.dims()) + " dimensions",
                          std::to_string(axes[next]));
-      SliceJob::Axis& cut = job.axes[static_cast<size_t>(axis)];
+      SliceJob::Axis& cut = own[axis];
       if (cut.keep)
         call.value_error(where(), "each axis once", "axis " + std::to_string(axis) + " twice");
       const size_t chosen = static_cast<size_t>(choice[next]);
@@ -125,27 +151,91 @@ void slice_channels(Call& call) {
       cut.size = keep.count;
       cut.keep = keep.count ? keep.values : &keep.count;  // no entry of an empty list is read
     }
-    jobs.push_back(std::move(job));
+    const Dims strides = result_strides(source, sizes_of(own, source.dims()));
+    for (int d = 0; d < source.dims(); ++d) own[d].target_stride = strides[d];
+    jobs.each.push_back({source.data, nullptr, source.itemsize, own, source.dims()});
   }
+  return jobs;
+}
 
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    Dims sizes;
-    for (const SliceJob::Axis& axis : jobs[i].axes) sizes.push_back(axis.size);
-    const Dims strides = result_strides(tensors[i], sizes);
-    for (int d = 0; d < sizes.size(); ++d)
-      jobs[i].axes[static_cast<size_t>(d)].target_stride = strides[d];
-    const Tensor result = call.empty_like(tensors[i], sizes, strides);
-    jobs[i].target = result.data;
+// Most of the time of a large new tensor goes into the faults of its fresh pages, so ask for large
+// pages, of 2 MiB, where the memory has whole ones of them; NumPy does so itself. Only advice: no
+// value and no size changes.
+void advise_large_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = uintptr_t{2} << 20;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t begin = (address + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (address + static_cast<uintptr_t>(bytes)) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+void slice_channels(Call& call) {
+  Jobs jobs = checked_jobs(call);
+  for (size_t i = 0; i < jobs.each.size(); ++i) {
+    SliceJob& job = jobs.each[i];
+    const Tensor result = call.empty_like(call.tensors(0)[i], sizes_of(job.axes, job.dims),
+                                          strides_of(job.axes, job.dims));
+    job.target = result.data;
+    advise_large_pages(result.data, result.elements() * result.itemsize);
     call.give(result);
   }
   call.start();
-  cpu::slice_channels(jobs, call.threads());
+  cpu::slice_channels(jobs.each, call.threads());
+}
+
+// Every tensor must fill a piece of memory without gaps, and no two may share any.
+void check_in_place(const Call& call, const std::vector<SliceJob>& jobs) {
+  struct Piece {
+    const char *begin, *end;
+    size_t tensor;
+  };
+  std::vector<Piece> pieces;
+  pieces.reserve(jobs.size());
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    const Tensor& tensor = call.tensors(0)[i];
+    const Dims dense = result_strides(tensor, tensor.sizes);
+    const int64_t elements = tensor.elements();
+    for (int d = 0; elements && d < tensor.dims(); ++d)
+      if (tensor.sizes[d] != 1 && tensor.strides[d] != dense[d])
+        call.value_error(
+            "tensors[" + std::to_string(i) + "]",
+            "a contiguous or channels_last tensor to cut in place",
+            "shape " + to_string(tensor.sizes) + ", strides " + to_string(tensor.strides));
+    const char* begin = tensor.as<char>();
+    if (elements) pieces.push_back({begin, begin + elements * tensor.itemsize, i});
+  }
+  std::sort(pieces.begin(), pieces.end(),
+            [](const Piece& a, const Piece& b) { return a.begin < b.begin; });
+  for (size_t i = 1; i < pieces.size(); ++i)
+    if (pieces[i].begin < pieces[i - 1].end)
+      call.value_error("tensors", "tensors that share no memory to cut in place",
+                       "tensors[" + std::to_string(pieces[i - 1].tensor) + "] and tensors[" +
+                           std::to_string(pieces[i].tensor) + "] that do");
+}
+
+// The result of a tensor lies at the beginning of its memory; torch tensors also take its shape.
+void slice_channels_in_place(Call& call) {
+  Jobs jobs = checked_jobs(call);
+  check_in_place(call, jobs.each);
+  for (size_t i = 0; i < jobs.each.size(); ++i) jobs.each[i].target = call.tensors(0)[i].data;
+  call.start();
+  cpu::slice_channels(jobs.each, call.threads());
+  for (size_t i = 0; i < jobs.each.size(); ++i) {
+    const SliceJob& job = jobs.each[i];
+    call.resize(call.tensors(0)[i], sizes_of(job.axes, job.dims), strides_of(job.axes, job.dims));
+  }
 }
 
 const Op op(
     "slice_channels(Tensor[] tensors, int[] axis_counts, int[] axes, Tensor[] keep, int[] choice)"
     " -> Tensor[]",
     slice_channels);
+const Op op_in_place(
+    "slice_channels_(Tensor(a!)[] tensors, int[] axis_counts, int[] axes, Tensor[] keep,"
+    " int[] choice) -> ()",
+    slice_channels_in_place);
 
 }  // namespace
 }  // namespace infoslice

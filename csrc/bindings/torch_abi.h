@@ -2,8 +2,8 @@
 //
 // The functions are looked up in the libraries of the torch that the process has loaded, so nothing
 // of torch is needed to build and one binary serves every supported version. Declarations follow
-// torch/csrc/stable/c/shim.h and torch/csrc/inductor/aoti_torch/c/shim.h, which promise not to
-// change them. All return 0 for success unless they return a value.
+// torch/csrc/stable/c/shim.h, torch/csrc/inductor/aoti_torch/c/shim.h and, for resize_,
+// torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h, which promise not to change them. All return 0 for success unless they return a value.
 #pragma once
 
 #include <cstddef>
@@ -45,6 +45,9 @@ constexpr uint64_t kVersion = (2ULL << 56) | (10ULL << 48);
   X(int32_t, torch_delete_list, (StableList*))                                          \
   X(int32_t, torch_get_num_threads, (uint32_t*))                                        \
   X(size_t, aoti_torch_dtype_element_size, (int32_t))                                   \
+  X(int32_t, aoti_torch_cpu_resize_, (AtenTensor*, const int64_t*, int64_t, int32_t*))  \
+  X(int32_t, aoti_torch_memory_format_channels_last, ())                                \
+  X(int32_t, aoti_torch_memory_format_channels_last_3d, ())                             \
   X(int32_t, aoti_torch_dtype_float64, ())                                              \
   X(int32_t, aoti_torch_dtype_float32, ())                                              \
   X(int32_t, aoti_torch_dtype_bfloat16, ())                                             \

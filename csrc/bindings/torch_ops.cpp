@@ -84,7 +84,8 @@ class TorchCall final : public Call {
   }
 
   ~TorchCall() override {
-    for (AtenTensor* tensor : owned_) torch.aoti_torch_delete_tensor_object(tensor);
+    for (AtenTensor* tensor : owned_)
+      if (tensor) torch.aoti_torch_delete_tensor_object(tensor);
     if (guard_) torch.aoti_torch_delete_cuda_guard(guard_);
   }
 
@@ -99,6 +100,16 @@ class TorchCall final : public Call {
     return allocate(code, sizes, strides);
   }
 
+  void resize(const Tensor& changed, const Dims& sizes, const Dims& strides) override {
+    const int dims = sizes.size();
+    const bool channels_last = dims >= 4 && !(strides == sizes.contiguous_strides());
+    int32_t format = dims == 4 ? torch.aoti_torch_memory_format_channels_last()
+                               : torch.aoti_torch_memory_format_channels_last_3d();
+    check(torch.aoti_torch_cpu_resize_(static_cast<AtenTensor*>(changed.object), sizes.data(), dims,
+                                       channels_last ? &format : nullptr),
+          "give a tensor a smaller shape");
+  }
+
   void start() override {}  // torch has released Python's lock; the device guard is set
 
   // Hands the results over; the references leave owned_.
@@ -108,11 +119,12 @@ class TorchCall final : public Call {
       check(torch.torch_new_list_reserve_size(results_.size(), &list), "make a list");
       stack_[0] = reinterpret_cast<Value>(list);
     }
+    auto owner = owned_.begin();  // results mostly come in the order in which they were made
     for (size_t i = 0; i < results_.size(); ++i) {
       auto* tensor = static_cast<AtenTensor*>(results_[i].object);
-      for (AtenTensor*& owner : owned_)
-        if (owner == tensor) std::swap(owner, owned_.back());
-      owned_.pop_back();
+      owner = std::find(owner, owned_.end(), tensor);
+      if (owner == owned_.end()) owner = std::find(owned_.begin(), owned_.end(), tensor);
+      *owner = nullptr;
       if (list)
         check(torch.torch_list_push_back(list, reinterpret_cast<Value>(tensor)), "fill a list");
       else

@@ -63,3 +63,11 @@ def slice_channels(
     choice: list[int],
     /,
 ) -> list[Any]: ...
+def slice_channels_(
+    tensors: list[Any],
+    axis_counts: list[int],
+    axes: list[int],
+    keep: list[NDArray[Any]],
+    choice: list[int],
+    /,
+) -> tuple[()]: ...

@@ -40,6 +40,7 @@ __all__ = [
     "precision_blocks",
     "precision_diagonal",
     "slice_channels",
+    "slice_channels_",
 ]
 
 # -- covariance ------------------------------------------------------------------------------------
@@ -222,3 +223,12 @@ def slice_channels(
             tensor = torch.index_select(tensor, axis, index)
         results.append(tensor)
     return results
+
+
+def slice_channels_(
+    tensors: Sequence[Tensor], dims: Sequence[Sequence[int]], keep: Sequence[Sequence[Tensor]]
+) -> list[Tensor]:
+    """The same, with each tensor given the place of the result."""
+    for tensor, result in zip(tensors, slice_channels(tensors, dims, keep), strict=True):
+        tensor.data = result
+    return list(tensors)

@@ -211,26 +211,32 @@ void patches(int64_t kernel, int64_t step, int64_t padding, int64_t dilation, in
     expect(cov[static_cast<size_t>(i * variables + i)] > 0, "patch variance");
 }
 
-void slices(int64_t itemsize, int threads) {
-  const int64_t rows = 5, columns = 13;
-  Array<unsigned char> source(static_cast<size_t>(rows * columns * itemsize));
-  for (size_t i = 0; i < source.size(); ++i) source[i] = static_cast<unsigned char>(i * 37);
-  const Array<int64_t> keep_rows = {0, 3}, keep_columns = {1, 2, 5, 12};
-  Array<unsigned char> target(static_cast<size_t>(2 * 4 * itemsize));
-  cpu::slice_channels(
-      {SliceJob{source.data(),
-                target.data(),
-                itemsize,
-                {{2, columns, 4, keep_rows.data()}, {4, 1, 1, keep_columns.data()}}}},
-      threads);
-  for (size_t i = 0; i < 2; ++i) {
-    for (size_t j = 0; j < 4; ++j) {
-      const int64_t from = (keep_rows[i] * columns + keep_columns[j]) * itemsize;
-      for (int64_t byte = 0; byte < itemsize; ++byte) {
-        expect(target[(i * 4 + j) * static_cast<size_t>(itemsize) + static_cast<size_t>(byte)] ==
-                   source[static_cast<size_t>(from + byte)],
-               "slice_channels");
-      }
+// [5, columns, inner] cut along its first two axes, or the second alone, to new memory and in place.
+void slices(int64_t columns, int64_t inner, int64_t itemsize, int threads) {
+  using Axis = SliceJob::Axis;
+  const int64_t block = inner * itemsize;
+  Array<unsigned char> source(static_cast<size_t>(5 * columns * block));
+  for (unsigned char& byte : source) byte = static_cast<unsigned char>(generator());
+  for (const Array<int64_t>& rows : {Array<int64_t>{0, 1, 2, 3, 4}, Array<int64_t>{0, 3, 4}}) {
+    for (unsigned share : {1, 6, 15}) {  // of 16
+      Array<int64_t> kept;
+      for (int64_t j = 0; j < columns; ++j)
+        if (generator() % 16 < share) kept.push_back(j);
+      const auto count = static_cast<int64_t>(kept.size());
+      const auto height = static_cast<int64_t>(rows.size());
+      Array<unsigned char> expected;
+      for (int64_t i : rows)
+        for (int64_t j : kept)
+          expected.insert(expected.end(), source.begin() + (i * columns + j) * block,
+                          source.begin() + (i * columns + j + 1) * block);
+      const Axis axes[] = {{height, columns * inner, count * inner, rows.data()},
+                           {count, inner, inner, kept.data()},
+                           {inner, 1, 1, nullptr}};
+      Array<unsigned char> target(expected.size()), same = source;
+      cpu::slice_channels({SliceJob{source.data(), target.data(), itemsize, axes, 3}}, threads);
+      expect(target == expected, "slice_channels");
+      cpu::slice_channels({SliceJob{same.data(), same.data(), itemsize, axes, 3}}, threads);
+      expect(std::equal(expected.begin(), expected.end(), same.begin()), "slice_channels_");
     }
   }
 }
@@ -266,7 +272,9 @@ void run(int threads) {
       }
     }
   }
-  for (int64_t itemsize : {1, 2, 4, 8, 16}) slices(itemsize, threads);
+  for (int64_t columns : {1, 13, 64, 65, 300})
+    for (int64_t inner : {1, 3, 9, 80})
+      for (int64_t itemsize : {1, 2, 4, 8, 16}) slices(columns, inner, itemsize, threads);
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ from infoslice.ops.precision import (
     precision_blocks,
     precision_diagonal,
 )
-from infoslice.ops.slice_channels import slice_channels
+from infoslice.ops.slice_channels import slice_channels, slice_channels_
 
 __all__ = [
     "BuildInfo",
@@ -50,4 +50,5 @@ __all__ = [
     "precision_blocks",
     "precision_diagonal",
     "slice_channels",
+    "slice_channels_",
 ]

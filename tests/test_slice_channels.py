@@ -388,6 +388,15 @@ def test_in_place_bad_keep_leaves_all_as_it_was(route, error, message, keep):
         np.testing.assert_array_equal(tensor, same)
 
 
+def test_in_place_refuses_to_cut_its_keep_list():
+    keep = torch.tensor([0, 2, 3, 9])
+    before = keep.clone()
+    for alias in (keep, keep[1:3]):
+        with pytest.raises(ValueError, match=r"got tensors\[1\] and a keep list that do"):
+            ops.slice_channels_([torch.ones(10), keep], [(0,), ()], [(alias,), ()])
+    assert torch.equal(keep, before)
+
+
 def test_in_place_arrays_that_are_refused():
     index = np.array([1, 2])
     array = np.arange(24.0).reshape(6, 4).copy()

@@ -137,13 +137,15 @@ class NumpyCall final : public Call {
     if (!py::isinstance<py::array>(value))
       type_error(i, "a NumPy array or a torch tensor", type_name(value));
     py::array array = value.cast<py::array>();
-    if (array.dtype().attr("hasobject").cast<bool>())
+    const py::dtype dtype = array.dtype();
+    constexpr uint64_t kHasObject = 1;  // NPY_ITEM_HASOBJECT
+    if ((dtype.flags() & kHasObject) != 0)
       type_error(i, "an array of numbers", "one of Python objects");
     if (array.ndim() > kMaxDims)
       value_error(i, "at most 12 dimensions", std::to_string(array.ndim()));
     // Views of records and arrays of foreign byte order become plain arrays first.
     bool plain = (array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0 &&
-                 array.dtype().attr("isnative").cast<bool>();
+                 (dtype.byteorder() == '=' || dtype.byteorder() == '|');
     for (py::ssize_t d = 0; d < array.ndim(); ++d)
       plain = plain && array.strides(d) % array.itemsize() == 0;
     if (!plain)

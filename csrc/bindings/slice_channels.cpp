@@ -15,6 +15,7 @@ namespace {
 // memory) where the source is so and is not contiguous as well, otherwise contiguous.
 Dims result_strides(const Tensor& source, const Dims& sizes) {
   const int dims = source.dims();
+  if (dims != 4 && dims != 5) return sizes.contiguous_strides();
   const auto channels_last = [dims](const Dims& of) {
     Dims strides = of;
     int64_t stride = 1;
@@ -32,8 +33,8 @@ Dims result_strides(const Tensor& source, const Dims& sizes) {
       if (source.sizes[d] != 1 && source.strides[d] != strides[d]) return false;
     return true;
   };
-  if ((dims == 4 || dims == 5) && source.elements() > 0 &&
-      !matches(source.sizes.contiguous_strides()) && matches(channels_last(source.sizes)))
+  if (source.elements() > 0 && !matches(source.sizes.contiguous_strides()) &&
+      matches(channels_last(source.sizes)))
     return channels_last(sizes);
   return sizes.contiguous_strides();
 }
@@ -208,11 +209,21 @@ void check_in_place(const Call& call, const std::vector<SliceJob>& jobs) {
   }
   std::sort(pieces.begin(), pieces.end(),
             [](const Piece& a, const Piece& b) { return a.begin < b.begin; });
+  const auto refuse = [&](const std::string& two) {
+    call.value_error("tensors", "tensors that share no memory to cut in place", two + " that do");
+  };
+  const auto name = [](size_t tensor) { return "tensors[" + std::to_string(tensor) + "]"; };
   for (size_t i = 1; i < pieces.size(); ++i)
     if (pieces[i].begin < pieces[i - 1].end)
-      call.value_error("tensors", "tensors that share no memory to cut in place",
-                       "tensors[" + std::to_string(pieces[i - 1].tensor) + "] and tensors[" +
-                           std::to_string(pieces[i].tensor) + "] that do");
+      refuse(name(pieces[i - 1].tensor) + " and " + name(pieces[i].tensor));
+  for (const Tensor& list : call.tensors(3)) {
+    const char* begin = list.as<char>();
+    const auto piece =
+        std::upper_bound(pieces.begin(), pieces.end(), begin,
+                         [](const char* at, const Piece& other) { return at < other.end; });
+    if (piece != pieces.end() && piece->begin < begin + list.elements() * list.itemsize)
+      refuse(name(piece->tensor) + " and a keep list");
+  }
 }
 
 // The result of a tensor lies at the beginning of its memory; torch tensors also take its shape.

@@ -138,18 +138,12 @@ class TorchCall final : public Call {
       case Parameter::tensor:
         arguments_.emplace_back(own(value));
         break;
-      case Parameter::tensors: {
-        std::vector<Tensor> tensors;
-        for_each(value, [&](Value item) { tensors.push_back(own(item)); });
-        arguments_.emplace_back(std::move(tensors));
+      case Parameter::tensors:
+        arguments_.emplace_back(list<Tensor>(value, [this](Value item) { return own(item); }));
         break;
-      }
-      case Parameter::integers: {
-        std::vector<int64_t> integers;
-        for_each(value, [&](Value item) { integers.push_back(from_bits<int64_t>(item)); });
-        arguments_.emplace_back(std::move(integers));
+      case Parameter::integers:
+        arguments_.emplace_back(list<int64_t>(value, from_bits<int64_t>));
         break;
-      }
       case Parameter::integer:
         arguments_.emplace_back(from_bits<int64_t>(value));
         break;
@@ -182,18 +176,21 @@ class TorchCall final : public Call {
     return view;
   }
 
-  template <class F>
-  void for_each(Value value, const F& f) {
+  template <class T, class F>
+  std::vector<T> list(Value value, const F& convert) {
     auto* list = reinterpret_cast<StableList*>(value);
+    std::vector<T> items;
     size_t size = 0;
     int32_t error = torch.torch_list_size(list, &size);
+    items.reserve(size);
     for (size_t i = 0; i < size && error == 0; ++i) {
       Value item = 0;
       error = torch.torch_list_get_item(list, i, &item);
-      if (error == 0) f(item);
+      if (error == 0) items.push_back(convert(item));
     }
     torch.torch_delete_list(list);
     check(error, "read a list");
+    return items;
   }
 
   void view_tensors() {
@@ -255,9 +252,9 @@ class TorchCall final : public Call {
 
   Tensor allocate(int32_t code, const Dims& sizes, const Dims& strides) {
     AtenTensor* handle = nullptr;
-    check(torch.aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), code, device_,
-                                         device_index_, &handle),
-          ("allocate a tensor of shape " + to_string(sizes)).c_str());
+    if (torch.aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), code, device_,
+                                       device_index_, &handle) != 0)
+      throw DeviceError("torch refused to allocate a tensor of shape " + to_string(sizes));
     owned_.push_back(handle);
     Tensor tensor;
     tensor.object = handle;

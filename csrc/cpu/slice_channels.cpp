@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 
 #include "common/parallel.h"
 #include "cpu/compress.h"
@@ -16,37 +17,59 @@ struct Block16 {
   uint64_t halves[2];
 };
 
+// The compression of the latest keep list: coupled tensors are cut by the same one.
+class Compressions {
+ public:
+  // For so many rows; null where none is to be had, or making one would take longer than it saves.
+  std::shared_ptr<const Compression> of(const Axis& axis, int64_t block, int64_t rows) {
+    if (axis.keep != keep_ || axis.size != size_ || block != block_) {
+      keep_ = axis.keep, size_ = axis.size, block_ = block;
+      rows_ = 0;
+      latest_ = nullptr;
+    }
+    rows_ += rows;
+    if (!latest_ && rows_ > 2)
+      latest_ = std::make_shared<const Compression>(compression_of(keep_, size_, block_));
+    return latest_ && *latest_ ? latest_ : nullptr;
+  }
+
+ private:
+  const int64_t* keep_ = nullptr;
+  int64_t size_ = 0, block_ = 0, rows_ = 0;
+  std::shared_ptr<const Compression> latest_;
+};
+
 // A job brought to the form that is run: for every combination of the outer axes a block of
 // contiguous bytes, or, gathered along the inner axis, a row of them. Strides are in bytes.
 class Plan {
  public:
-  explicit Plan(const SliceJob& job);
+  Plan(const SliceJob& job, Compressions& compressions);
   int64_t rows() const { return rows_; }  // 0: nothing to do
   int64_t row_bytes() const { return block_ * inner_.size; }
   void run(int64_t begin, int64_t end) const;
 
  private:
   void take_axes(const SliceJob& job);
-  void choose_inner();
+  void choose_inner(Compressions& compressions);
   void copy_row(const char* source, char* target) const;
 
   const char* source_;
   char* target_;
   int64_t block_;
   Axis inner_{1, 0, 0, nullptr};
-  Compression compression_;  // of the inner axis
+  std::shared_ptr<const Compression> compression_;  // of the inner axis
   Axis outer_[kMaxDims];
   int outers_ = 0;
   int64_t rows_ = 1;
 };
 
-Plan::Plan(const SliceJob& job)
+Plan::Plan(const SliceJob& job, Compressions& compressions)
     : source_(static_cast<const char*>(job.source)),
       target_(static_cast<char*>(job.target)),
       block_(job.itemsize) {
   take_axes(job);
   for (int a = 0; a < outers_; ++a) rows_ *= outer_[a].size;
-  if (rows_ > 0) choose_inner();
+  if (rows_ > 0) choose_inner(compressions);
 }
 
 // The axes in the order in which the dense target is written front to back, neighbours that are
@@ -80,7 +103,7 @@ void Plan::take_axes(const SliceJob& job) {
   }
 }
 
-void Plan::choose_inner() {
+void Plan::choose_inner(Compressions& compressions) {
   if (outers_ && !outer_[outers_ - 1].keep && outer_[outers_ - 1].source_stride == block_) {
     const int64_t size = outer_[--outers_].size;
     block_ *= size;
@@ -89,13 +112,12 @@ void Plan::choose_inner() {
   if (outers_ == 0) return;
   const Axis& last = outer_[outers_ - 1];
   bool gather = block_ == 1 || block_ == 2 || block_ == 4 || block_ == 8 || block_ == 16;
-  if (last.keep && last.source_stride == block_ && last.target_stride == block_ &&
-      rows_ > 2 * last.size) {
+  if (last.keep && last.source_stride == block_ && last.target_stride == block_) {
     // To read all of a row beats jumping between its blocks up to some twice the bytes: the
     // prefetchers see one stream. Jumping, a block costs its cache lines.
     const int64_t all = (last.keep[last.size - 1] - last.keep[0] + 1) * block_;
     if (block_ <= 256 && all <= 2 * last.size * (block_ + 64))
-      compression_ = compression_of(last.keep, last.size, block_);
+      compression_ = compressions.of(last, block_, rows_ / last.size);
     gather = gather || compression_;
   }
   if (!gather) return;
@@ -122,7 +144,7 @@ void gather(const char* source, char* target, const Axis& axis) {
 }
 
 void Plan::copy_row(const char* source, char* target) const {
-  if (compression_) return compress_row(compression_, source, target);
+  if (compression_) return compress_row(*compression_, source, target);
   switch (block_) {
     case 1:
       return gather<uint8_t>(source, target, inner_);
@@ -195,9 +217,10 @@ void slice_channels(const std::vector<SliceJob>& jobs, int threads) {
   for (const SliceJob& job : jobs) bytes += bytes_of(job);
   // One thread moves some 5 bytes a nanosecond.
   threads = threads_for(threads, static_cast<double>(bytes) / 5);
+  Compressions compressions;
   if (threads == 1) {
     for (const SliceJob& job : jobs) {
-      const Plan plan(job);
+      const Plan plan(job, compressions);
       plan.run(0, plan.rows());
     }
     return;
@@ -211,7 +234,7 @@ void slice_channels(const std::vector<SliceJob>& jobs, int threads) {
   std::vector<Task> tasks;
   plans.reserve(jobs.size());
   for (const SliceJob& job : jobs) {
-    plans.emplace_back(job);
+    plans.emplace_back(job, compressions);
     const Plan& plan = plans.back();
     if (plan.rows() == 0) continue;
     // In place the order matters: a tensor is one task.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from itertools import chain
-from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,7 +144,7 @@ def _arguments(
             f"{op}: keep: expected one index array for each axis in dims, got "
             f"{[len(k) for k in keep]} for {counts}"
         )
-    axes = list(map(index, chain.from_iterable(dims)))
+    axes = list(chain.from_iterable(dims))
     # Coupled tensors are cut by the same arrays: each is handed over and checked once.
     arrays = list(chain.from_iterable(keep))
     ids = list(map(id, arrays))

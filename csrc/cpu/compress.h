@@ -6,8 +6,8 @@
 // The row is read front to back in windows of one register. The bits of a window tell which of its
 // lanes are brought to the front (vpcompress, or a permutation looked up by the bits) and stored
 // where the previous ones end. What is stored behind them is overwritten by the next store; the
-// last stores of a row, which would write past its end, go through a buffer. So nothing is read
-// outside the source row from its first chosen block to its last, nothing is written outside the target row,
+// last stores of a row, where they would write too far, go through a buffer. So nothing is read
+// outside the source row from its first chosen block to its last, nothing is written behind the target row or the limit,
 // and a row can be compressed onto itself or any earlier place: no store reaches what is still to
 // be read.
 //
@@ -189,17 +189,23 @@ inline Compression compression_of(const int64_t* keep, int64_t count, int64_t bl
   return by;
 }
 
-// source: the first chosen block of the row.
-inline void compress_row(const Compression& by, const char* source, char* target) {
-  const uint8_t *bits = by.bits.data(), *full = bits + by.full;
-  char* const end = target + by.packed_bytes;
-  CompressionPlace at = by.pack({bits, source, target}, full, end - by.width);
+// source: the first chosen block of the row. What lies between the end of the target row and `limit`
+// may be overwritten: the beginning of a row that is compressed next.
+inline void compress_row(const Compression& by, const char* source, char* target,
+                         const char* limit) {
+  const uint8_t *bits = by.bits.data(), *full = bits + by.full, *all = bits + by.bits.size();
+  const char* const last = source + by.row_bytes - by.width;  // the window that ends with the row
+  const char* const end = target + by.packed_bytes;
+  CompressionPlace at = by.pack({bits, source, target}, full, limit - by.width);
   if (at.target == end) return;
+  if (at.bits == full && at.target <= limit - by.width) {
+    by.pack({full, last, at.target}, all, at.target);
+    return;
+  }
   char buffer[128];
   char* const begin = at.target;
   at = by.pack({at.bits, at.source, buffer}, full, buffer + by.width);
-  at.source = source + by.row_bytes - by.width;
-  by.pack(at, bits + by.bits.size(), buffer + by.width);
+  by.pack({at.bits, last, at.target}, all, buffer + by.width);
   std::memcpy(begin, buffer, static_cast<size_t>(end - begin));
 }
 

@@ -51,10 +51,11 @@ class Plan {
  private:
   void take_axes(const SliceJob& job);
   void choose_inner(Compressions& compressions);
-  void copy_row(const char* source, char* target) const;
+  void copy_row(const char* source, char* target, const char* limit) const;
 
   const char* source_;
   char* target_;
+  bool in_place_;
   int64_t block_;
   Axis inner_{1, 0, 0, nullptr};
   std::shared_ptr<const Compression> compression_;  // of the inner axis
@@ -66,6 +67,7 @@ class Plan {
 Plan::Plan(const SliceJob& job, Compressions& compressions)
     : source_(static_cast<const char*>(job.source)),
       target_(static_cast<char*>(job.target)),
+      in_place_(job.source == job.target),
       block_(job.itemsize) {
   take_axes(job);
   for (int a = 0; a < outers_; ++a) rows_ *= outer_[a].size;
@@ -143,8 +145,9 @@ void gather(const char* source, char* target, const Axis& axis) {
   }
 }
 
-void Plan::copy_row(const char* source, char* target) const {
-  if (compression_) return compress_row(*compression_, source, target);
+// What lies between the end of the row and the limit is written later.
+void Plan::copy_row(const char* source, char* target, const char* limit) const {
+  if (compression_) return compress_row(*compression_, source, target, limit);
   switch (block_) {
     case 1:
       return gather<uint8_t>(source, target, inner_);
@@ -186,8 +189,14 @@ void Plan::run(int64_t begin, int64_t end) const {
     const auto kept = [&last](int64_t i) { return last.keep ? last.keep[i] : i; };
     if (inner_.size > 1) {
       for (; j < stop; ++j) {
-        if (j + 1 < stop) prefetch(source + kept(j + 1) * last.source_stride, row_bytes());
-        copy_row(source + kept(j) * last.source_stride, target + j * last.target_stride);
+        char* to = target + j * last.target_stride;
+        const char* limit = to + row_bytes();
+        if (j + 1 < stop) {
+          const char* ahead = source + kept(j + 1) * last.source_stride;
+          prefetch(ahead, row_bytes());
+          limit = in_place_ ? std::min(limit + row_bytes(), ahead) : limit + row_bytes();
+        }
+        copy_row(source + kept(j) * last.source_stride, to, limit);
       }
       continue;
     }

@@ -105,6 +105,11 @@ def samples() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
     ]
     grouped = [*information, ((spd(3), [0, 1, 2, 3], [4, 5]), {"group_size": 2})]
     keep = torch.tensor([0, 2]), torch.tensor([1, 3, 4])
+    layers = [
+        (([spd()], [2 * spd()], 3), {"keep": [1, 5]}),
+        (([spd(), spd(d=3)], [spd(), spd(d=3)], 2), {"group_size": [2, 1]}),
+        (([spd(dtype=torch.float32)], [spd(dtype=torch.float32)], 6), {}),
+    ]
     return {
         "covariance": [
             ((torch.randn(9, 4),), {}),
@@ -127,6 +132,12 @@ def samples() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
         "logdet": matrices,
         "precision_diagonal": matrices,
         "precision_blocks": [((spd(), 2), {}), ((spd(2, dtype=torch.float32), 3), {})],
+        "forward_selection": [
+            ((spd(), [0, 1, 2, 5], [3, 4], 3), {"noise_variance": 0.1}),
+            ((spd(dtype=torch.float32), [4, 1, 0, 2], [], 1), {"group_size": 2, "start": [1]}),
+        ],
+        "backward_elimination": layers,
+        "obs_elimination": layers,
         "gaussian_mi": information,
         "marginal_mi": grouped,
         "conditional_mi": grouped,

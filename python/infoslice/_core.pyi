@@ -6,6 +6,14 @@ from numpy.typing import NDArray
 
 def build_info() -> dict[str, Any]: ...
 def register_torch(library_directory: str, version: str) -> None: ...
+def backward_elimination(
+    precision: list[NDArray[Any]],
+    given_y: list[NDArray[Any]],
+    count: int,
+    group_size: list[int],
+    keep: list[int],
+    /,
+) -> tuple[Any, Any, Any]: ...
 def cholesky(a: NDArray[Any], /) -> tuple[Any, Any]: ...
 def conditional_mi(
     cov: NDArray[Any], x: list[int], y: list[int], group_size: int, noise_variance: float, /
@@ -22,6 +30,16 @@ def cross_covariance(
     dtype: Any,
     /,
 ) -> tuple[Any, Any, Any]: ...
+def forward_selection(
+    cov: NDArray[Any],
+    x: list[int],
+    y: list[int],
+    count: int,
+    group_size: int,
+    start: list[int],
+    noise_variance: float,
+    /,
+) -> tuple[Any, Any, Any]: ...
 def gaussian_mi(
     cov: NDArray[Any], x: list[int], y: list[int], noise_variance: float, /
 ) -> tuple[Any, Any]: ...
@@ -29,6 +47,14 @@ def logdet(a: NDArray[Any], /) -> tuple[Any, Any]: ...
 def marginal_mi(
     cov: NDArray[Any], x: list[int], y: list[int], group_size: int, noise_variance: float, /
 ) -> tuple[Any, Any]: ...
+def obs_elimination(
+    precision: list[NDArray[Any]],
+    gram: list[NDArray[Any]],
+    count: int,
+    group_size: list[int],
+    keep: list[int],
+    /,
+) -> tuple[Any, Any, Any]: ...
 def pairwise_mi(
     cov: NDArray[Any], x: list[int], y: list[int], group_size: int, noise_variance: float, /
 ) -> tuple[Any, Any]: ...

@@ -15,25 +15,30 @@ from infoslice.ops import (
     Cholesky,
     Covariance,
     CrossCovariance,
+    Elimination,
     Information,
     LogDet,
     PrecisionBlocks,
     PrecisionDiagonal,
+    Selection,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
 __all__ = [
+    "backward_elimination",
     "cholesky",
     "conditional_mi",
     "covariance",
     "cross_covariance",
+    "forward_selection",
     "gaussian_mi",
     "logdet",
     "marginal_mi",
+    "obs_elimination",
     "pairwise_mi",
     "patch_covariance",
     "patch_cross_covariance",
@@ -208,6 +213,98 @@ def pairwise_mi(
     options: dict[str, Any] = {"group_size": group_size, "noise_variance": noise_variance}
     each = [marginal_mi(cov, x, [j], **options).nats for j in y]
     return _information(torch.stack(each).sum(0))
+
+
+# -- greedy ----------------------------------------------------------------------------------------
+
+
+def _one_by_one(
+    value: Callable[[list[int]], Tensor], start: Sequence[int], left: list[int], count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Adds to ``start`` what raises the value most, ``count`` times; the raises; info."""
+    chosen, raises = list(start), [torch.zeros(0, dtype=torch.float64)]
+    for _ in range(count):
+        each = torch.stack([value([*chosen, c]) for c in left]) - value(chosen)
+        raises.append(each.max()[None])
+        chosen.append(left.pop(int(each.argmax())))
+    gains = torch.cat(raises)
+    return torch.tensor(chosen[len(start) :]), gains, (~gains.isfinite()).any().int()
+
+
+def forward_selection(
+    cov: Tensor,
+    x: Sequence[int],
+    y: Sequence[int],
+    count: int,
+    *,
+    group_size: int = 1,
+    start: Sequence[int] = (),
+    noise_variance: float = 0.0,
+) -> Selection[Tensor]:
+    """Adds the group that raises ``I(X_S; Y)`` most, or without y ``H(X_S)``."""
+    s, groups = _with_noise(cov, y, noise_variance), _groups(x, group_size)
+
+    def value(chosen: list[int]) -> Tensor:
+        variables = [i for g in chosen for i in groups[g]]
+        given_y = _entropy(s, [*variables, *y]) - _entropy(s, y) if len(y) else 0.0
+        return _entropy(s, variables) - given_y
+
+    left = [g for g in range(len(groups)) if g not in start]
+    return Selection(*_one_by_one(value, start, left, count))
+
+
+def _blocks(
+    matrices: Sequence[Tensor], group_size: int | Sequence[int], channels: list[int]
+) -> list[Tensor]:
+    """Of each layer's matrix the rows and columns of these channels."""
+    sizes = [group_size] * len(matrices) if isinstance(group_size, int) else group_size
+    own = [[c * r + i for c in channels for i in range(r)] for r in sizes]
+    return [_symmetric(m)[v][:, v] for m, v in zip(matrices, own, strict=True)]
+
+
+def _left(matrix: Tensor, group_size: int | Sequence[int], keep: Sequence[int]) -> list[int]:
+    r = group_size if isinstance(group_size, int) else group_size[0]
+    return [c for c in range(len(matrix) // r) if c not in keep]
+
+
+def backward_elimination(
+    precision: Sequence[Tensor],
+    given_y: Sequence[Tensor],
+    count: int,
+    *,
+    group_size: int | Sequence[int] = 1,
+    keep: Sequence[int] = (),
+) -> Elimination[Tensor]:
+    """Removes what raises ``I(X_R; Y | X_rest)`` of the removed channels R least."""
+
+    def value(removed: list[int]) -> Tensor:
+        a, b = (_blocks(m, group_size, removed) for m in (precision, given_y))
+        each = [logdet(p).logdet - logdet(q).logdet for p, q in zip(a, b, strict=True)]
+        return torch.stack(each).sum() / 2
+
+    left = _left(precision[0], group_size, keep)
+    order, gains, info = _one_by_one(value, (), left, count)
+    return Elimination(order, -gains, info)
+
+
+def obs_elimination(
+    precision: Sequence[Tensor],
+    gram: Sequence[Tensor],
+    count: int,
+    *,
+    group_size: int | Sequence[int] = 1,
+    keep: Sequence[int] = (),
+) -> Elimination[Tensor]:
+    """Removes what raises the least-squares error ``tr(P_RR^-1 G_RR)`` of all removals R least."""
+
+    def value(removed: list[int]) -> Tensor:
+        p, g = (_blocks(m, group_size, removed) for m in (precision, gram))
+        each = [torch.linalg.solve(*pair).trace() for pair in zip(p, g, strict=True)]
+        return -torch.stack(each).sum()
+
+    left = _left(precision[0], group_size, keep)
+    order, gains, info = _one_by_one(value, (), left, count)
+    return Elimination(order, -gains, info)
 
 
 # -- slice_channels --------------------------------------------------------------------------------

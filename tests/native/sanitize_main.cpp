@@ -1,6 +1,7 @@
 // Drives every CPU kernel over odd sizes on arrays of exact length, checks the results against
 // plain loops, and is meant to be built with -fsanitize=address,undefined (see CMakeLists.txt). No
 // Python, no torch.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <functional>
@@ -15,6 +16,7 @@
 #include "common/parallel.h"
 #include "covariance.h"
 #include "gaussian_mi.h"
+#include "greedy.h"
 #include "precision.h"
 #include "slice_channels.h"
 
@@ -138,6 +140,71 @@ void information(int64_t nx, int64_t ny, int64_t group, int threads) {
   }
 }
 
+// All are chosen, once each, by gains that add up to what is known; refusals too.
+template <class T>
+void choices(int64_t channels, int64_t r, int64_t ny, int threads) {
+  const std::string where = std::to_string(channels) + "*" + std::to_string(r) + " given " +
+                            std::to_string(ny) + " of " + std::to_string(sizeof(T));
+  const int64_t nx = channels * r, n = nx + ny;
+  const Array<T> cov = definite<T>(1, n, false), other = definite<T>(1, nx, false);
+  Array<T> spoilt = definite<T>(1, nx, true), block(cov.size());
+  Array<int64_t> variables(static_cast<size_t>(n));
+  std::iota(variables.begin(), variables.end(), 0);
+  Array<int64_t> order(static_cast<size_t>(channels));
+  Array<double> values(order.size());
+  int32_t info = -1;
+  const Choice choice{channels, order.data(), values.data(), &info};
+  const auto all_chosen = [&](const char* what) {
+    Array<int64_t> sorted = order;
+    std::sort(sorted.begin(), sorted.end());
+    Array<int64_t> expected(sorted.size());
+    std::iota(expected.begin(), expected.end(), 0);
+    expect(info == 0 && sorted == expected, what + (" chose wrongly: " + where));
+  };
+  MutualInformation of{variables.data(), nx, variables.data() + nx, ny, r, 0.25};
+  const MatrixView<T> view{cov.data(), n, 1};
+  cpu::forward_selection(view, of, {}, choice, threads);
+  all_chosen("forward_selection");
+  double sum = std::accumulate(values.begin(), values.end(), 0.0);
+  T nats = 0, value = 0;
+  int32_t other_info = -1;
+  if (ny > 0) {
+    of.group_size = nx;
+    cpu::marginal_mi(cov.data(), 1, n, of, &nats, &other_info, 1);
+    expect(std::abs(sum - static_cast<double>(nats)) < 1e-5, "sum of gains: " + where);
+    of.group_size = r;
+  } else {
+    cpu::logdet(cov.data(), 1, n, &value, &other_info, 1);
+    expect(std::abs(2 * sum - static_cast<double>(value)) < 1e-4 * static_cast<double>(n),
+           "sum of entropies: " + where);
+  }
+  if (channels > 2) {  // a few, with some that are in from the start
+    const Choice few{channels - 2, order.data(), values.data(), &info};
+    cpu::forward_selection(view, of, {channels - 1, 0}, few, threads);
+    expect(info == 0, "start: " + where);
+    const Choice two{2, order.data(), values.data(), &info};
+    cpu::forward_selection(view, of, {}, two, threads);
+    expect(info == 0 && order[0] != order[1], "two: " + where);
+  }
+  const MatrixView<T> first{other.data(), nx, 1}, bad{spoilt.data(), nx, 1};
+  const std::vector<LayerPair<T>> twice = {{first, first, r}, {first, first, r}};
+  cpu::obs_elimination(twice, channels, {}, choice, threads);
+  all_chosen("obs_elimination");
+  sum = std::accumulate(values.begin(), values.end(), 0.0);
+  expect(std::abs(sum - 2 * static_cast<double>(nx)) < 1e-9 * static_cast<double>(nx),
+         "tr(P^-1 P): " + where);
+  cpu::backward_elimination(twice, channels, {}, choice, threads);
+  all_chosen("backward_elimination");
+  expect(values[0] == 0 && values.back() == 0, "nothing told: " + where);
+  cpu::backward_elimination<T>({{first, bad, r}}, channels, {}, choice, threads);
+  expect(info == 1 && order[0] == -1 && std::isnan(values[0]), "refusal: " + where);
+  if (channels > 1) {
+    const Choice rest{channels - 1, order.data(), values.data(), &info};
+    cpu::obs_elimination<T>({{bad, first, r}}, channels, {channels - 1}, rest, threads);
+    expect(info == 0, "kept and never read: " + where);
+  }
+}
+
 template <class T, class Out>
 void covariances(int64_t n, int64_t channels, int threads) {
   const std::string where = "covariance " + std::to_string(n) + "x" + std::to_string(channels);
@@ -254,6 +321,15 @@ void run(int threads) {
         if (nx % group != 0) continue;
         information<float>(nx, ny, group, threads);
         information<double>(nx, ny, group, threads);
+      }
+    }
+  }
+  for (int64_t r : {1, 2, 3, 9, 70}) {
+    for (int64_t channels : {1, 3, 8, 17, 66, 131}) {
+      if (channels * r > 300) continue;
+      for (int64_t ny : {0, 5, 67}) {
+        choices<float>(channels, r, ny, threads);
+        choices<double>(channels, r, ny, threads);
       }
     }
   }

@@ -46,8 +46,8 @@ def causal(
     ``conditional`` and ``greedy``: channels are removed one after the other, always the one whose
     removal loses least given those still there, and the score of a channel is what its removal
     loses then (at least that of the channel before it). Twins are told apart: one of them goes
-    early, the other then stays. Each removal is a downdate of two precision matrices,
-    O((C r)^2 r) for r variables per channel. Not greedy: all from one factorisation. The other
+    early, the other then stays. O((C r)^3) in all for r variables per channel, see
+    :func:`infoslice.ops.backward_elimination`. Not greedy: all from one factorisation. The other
     scores do not depend on ``greedy``.
 
     For a linear layer the conditional information of one variable is
@@ -120,12 +120,13 @@ def _conditional(
 
     Of each layer two precision matrices over the group's variables (all else that the layer reads
     is given): ``A`` of X, ``B`` of X given Y + N. Then I(X_c; Y | rest) =
-    1/2 (logdet B_cc - logdet A_cc), and forgetting channel c is the same downdate of both,
-    ``P - P_:c P_cc^-1 P_c:``.
+    1/2 (logdet B_cc - logdet A_cc).
     """
     channels = statistics.channels
     live = torch.zeros(channels, dtype=torch.bool)
-    pairs: list[tuple[Tensor, Tensor, int]] = []
+    precision: list[Tensor] = []
+    given_y: list[Tensor] = []
+    sizes: list[int] = []
     for layer in statistics.consumers:
         live |= layer.live_channels()
         joint = layer.joint(noise_variance, ridge)
@@ -135,58 +136,44 @@ def _conditional(
         a = _inverse(joint.covariance[: joint.inputs, : joint.inputs], layer)
         b = _inverse(joint.covariance, layer)
         # Rows of the precision matrix condition on all that is left out of the selection.
-        pairs.append((a[own][:, own], b[own][:, own], layer.variables.shape[1]))
+        precision.append(a[own][:, own])
+        given_y.append(b[own][:, own])
+        sizes.append(layer.variables.shape[1])
+    order, dead = live.nonzero().flatten(), (~live).nonzero().flatten()
+    losses = torch.zeros(len(order), dtype=torch.float64)
+    if greedy and sizes:
+        order, losses, info = ops.backward_elimination(
+            precision, given_y, len(order), group_size=sizes, keep=dead
+        )
+        _refuse_singular(bool(info))
+    elif sizes:
+        for a, b, size in zip(precision, given_y, sizes, strict=True):
+            shape = (channels, size, channels, size)
+            of_b, of_a = (ops.logdet(p.view(shape)[order, :, order, :]).logdet for p in (b, a))
+            losses += 0.5 * (of_b - of_a)
+        _refuse_singular(not bool(losses.isfinite().all()))
+    if greedy:
+        losses = _increasing(losses)
     scores = torch.zeros(channels, dtype=torch.float64)
-    left = live.nonzero().flatten()
-    if not greedy:
-        scores[left] = _losses(pairs, left, channels)
-        return scores
-    last = 0.0
-    while len(left):
-        losses = _losses(pairs, left, channels)
-        least = int(losses.argmin())
-        channel = int(left[least])
-        # Strictly increasing, so that a ranking by score is the order of removal.
-        last = max(float(losses[least]), last + torch.finfo(torch.float64).eps * (1.0 + last))
-        scores[channel] = last
-        left = torch.cat([left[:least], left[least + 1 :]])
-        for a, b, size in pairs:
-            _forget(a, channel, size)
-            _forget(b, channel, size)
+    scores[order] = losses
     return scores
 
 
-def _losses(pairs: Sequence[tuple[Tensor, Tensor, int]], left: Tensor, channels: int) -> Tensor:
-    total = torch.zeros(len(left), dtype=torch.float64)
-    for a, b, size in pairs:
-        shape = (channels, size, channels, size)
-        # [len(left), size, size] each: the diagonal blocks
-        both = torch.stack([p.view(shape)[left, :, left, :] for p in (b, a)])
-        of_b, of_a = ops.logdet(both).logdet
-        total += 0.5 * (of_b - of_a)
-    if not bool(total.isfinite().all()):
+def _increasing(losses: Tensor) -> Tensor:
+    """Strictly, and at least as given, so that a ranking by score is the order of removal."""
+    last, result = 0.0, []
+    for loss in losses.tolist():
+        last = max(loss, last + torch.finfo(torch.float64).eps * (1.0 + last))
+        result.append(last)
+    return torch.tensor(result, dtype=torch.float64)
+
+
+def _refuse_singular(singular: bool) -> None:
+    if singular:
         raise ValueError(
             "causal: argument ridge: expected a precision matrix that stays positive definite, got "
             "a singular block; raise ridge or the number of samples"
         )
-    return total
-
-
-def _forget(precision: Tensor, channel: int, size: int) -> None:
-    """Marginalise one channel out of a precision matrix, in place; its block becomes identity."""
-    at = slice(channel * size, (channel + 1) * size)
-    rows = precision[at].clone()
-    factor, info = torch.linalg.cholesky_ex(rows[:, at])
-    if int(info):
-        raise ValueError(
-            f"causal: argument ridge: expected positive definite blocks, got a singular one at "
-            f"channel {channel}; raise ridge or the number of samples"
-        )
-    half = torch.linalg.solve_triangular(factor, rows, upper=False)
-    precision.addmm_(half.T, half, alpha=-1)
-    precision[at] = 0
-    precision[:, at] = 0
-    precision.diagonal()[at] = 1
 
 
 def _inverse(matrix: Tensor, layer: LayerStatistics) -> Tensor:

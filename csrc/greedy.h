@@ -1,0 +1,102 @@
+// Greedy choice of channels, one after the other, always the best given those before it. A channel
+// is a block of r variables.
+//
+//   forward_selection    Adds the group g of x with the largest gain
+//     y given:  I(X_g; Y | X_S) = 1/2 [log det S_gg|S - log det S_gg|S,y]
+//     y empty:  1/2 log det S_gg|S, the entropy of X_g given X_S less a constant (D-optimal design,
+//               MAP of a determinantal point process)
+//     with S the groups that are in, and S_gg|S the covariance of X_g given X_S. As in
+//     gaussian_mi.h, noise_variance is added to the diagonal of the y block and constants in y are
+//     left out. `start` are groups that are in from the beginning.
+//   backward_elimination  Removes the channel with the least loss
+//     sum_l 1/2 [log det (B_l)_cc - log det (A_l)_cc]
+//     with A_l, B_l precision matrices of the channels not yet removed. A of X and B of X given Y:
+//     the loss is I(X_c; Y | all channels that are left). Several layers l read the same channels,
+//     each with a number of variables of its own.
+//   obs_elimination       Removes the channel with the least loss
+//     sum_l tr((P_l)_cc^-1 (G_l)_cc)
+//     with P = (covariance of X)^-1 and G = W'W for a reader Y = W X: the squared error of Y after
+//     the rest of W was fitted anew by least squares (structured optimal brain surgeon). Only G is
+//     carried, so that the work does not depend on the number of outputs: with t = G_c: and
+//     Z = P_cc^-1 P_c:, G <- G - Z't - t'Z + Z' G_cc Z.
+// To eliminate a block c is P <- P - P_:c P_cc^-1 P_c:, in all three: a covariance is conditioned on
+// c, a precision matrix forgets it.
+//
+// order  [count]  groups of x, or channels, in the order of the choice
+// values [count]  gains or losses, double; the gains of a forward selection add up to
+//                 I(X_S; Y) - I(X_start; Y), the losses of a backward elimination to what all the
+//                 removed channels told
+// info            0: good. k > 0: step k could not be made (k = 1 also: the elimination of y or of
+//                 start failed); order is -1 and values are NaN from there on, all before is good.
+//
+// Ties go to the lowest number. Rounding: a pivot that is at most 4 k eps of what it was before all
+// eliminations is nothing but rounding, k variables being eliminated with it (y included). Forward,
+// a variable of x whose share of variance is that small is redundant (so are constants and repeated
+// variables): it has gain 0 in an information and makes the entropy of its group -inf, and is never
+// divided by. Everything else that is not positive, is NaN or leaves the range of double is refused
+// by info: an infinite information (X_g a function of Y and X_S), a matrix that is not positive
+// (semi)definite, a redundant variable in y or in a precision matrix. What is in the matrices of
+// variables that are not asked for, of `keep` (they stay given in a precision matrix, and nothing
+// else is needed of them) or above the diagonal is never read. Nothing is clamped: a gain or loss
+// near zero can be negative by rounding, of the order of eps times the condition number.
+//
+// Computed in double whatever T is. Each matrix is kept as a triangle in bands (4 n^2 bytes for n
+// variables that may be chosen, as much as the whole matrix in float32) and brought up to date by
+// products of matrices after every 64 variables (see cpu/downdate.h): n^3 / 3 multiplications if
+// all are eliminated (obs_elimination: n^3 in all). Peak extra memory per matrix:
+// 4 n^2 + 8 n (64 + 2 r) bytes; two matrices per layer, forward one if y is empty, plus
+// 8 ny (ny + n) for y. Layers are kept side by side. Partitions do not touch rounding.
+// Sources: Chen, Zhang & Zhou 2018, Fast Greedy MAP Inference for DPP; Hassibi & Stork 1993,
+// Second order derivatives for network pruning; Kurtic et al. 2023, ZipLM; blocked pivoting:
+// Hammarling, Higham & Lucas 2007, LAPACK-style codes for pivoted Cholesky.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "gaussian_mi.h"
+
+namespace infoslice {
+
+/// A matrix of float32 or float64, any strides (in elements), of which the lower triangle is read.
+template <class T>
+struct MatrixView {
+  const T* data;
+  int64_t row_stride, column_stride;
+  double operator()(int64_t i, int64_t j) const {
+    return static_cast<double>(i < j ? data[j * row_stride + i * column_stride]
+                                     : data[i * row_stride + j * column_stride]);
+  }
+};
+
+struct Choice {
+  int64_t count;
+  int64_t* order;  // [count]
+  double* values;  // [count]
+  int32_t* info;
+};
+
+/// Two matrices of [channels * r] variables: A and B, or P and G.
+template <class T>
+struct LayerPair {
+  MatrixView<T> first, second;
+  int64_t r;
+};
+
+namespace cpu {
+
+template <class T>  // float, double
+void forward_selection(const MatrixView<T>& cov, const MutualInformation& of,
+                       const std::vector<int64_t>& start, const Choice& choice, int threads);
+
+/// `keep`: channels that are never removed.
+template <class T>
+void backward_elimination(const std::vector<LayerPair<T>>& layers, int64_t channels,
+                          const std::vector<int64_t>& keep, const Choice& choice, int threads);
+
+template <class T>
+void obs_elimination(const std::vector<LayerPair<T>>& layers, int64_t channels,
+                     const std::vector<int64_t>& keep, const Choice& choice, int threads);
+
+}  // namespace cpu
+}  // namespace infoslice

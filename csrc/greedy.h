@@ -29,23 +29,27 @@
 // info            0: good. k > 0: step k could not be made (k = 1 also: the elimination of y or of
 //                 start failed); order is -1 and values are NaN from there on, all before is good.
 //
-// Ties go to the lowest number. Rounding: a pivot that is at most 4 k eps of what it was before all
-// eliminations is nothing but rounding, k variables being eliminated with it (y included). Forward,
-// a variable of x whose share of variance is that small is redundant (so are constants and repeated
-// variables): it has gain 0 in an information and makes the entropy of its group -inf, and is never
-// divided by. Everything else that is not positive, is NaN or leaves the range of double is refused
-// by info: an infinite information (X_g a function of Y and X_S), a matrix that is not positive
-// (semi)definite, a redundant variable in y or in a precision matrix. What is in the matrices of
-// variables that are not asked for, of `keep` (they stay given in a precision matrix, and nothing
-// else is needed of them) or above the diagonal is never read. Nothing is clamped: a gain or loss
-// near zero can be negative by rounding, of the order of eps times the condition number.
+// Ties go to the lowest number. Rounding: with n variables of x and y (or of the channels that may
+// go), a pivot of at most 4 n eps of what it was before all eliminations is nothing but rounding.
+// Forward, a variable of x of which no more is left is redundant (as constants and repeated
+// variables are): it has gain 0 in an information and makes the entropy of its group -inf, and is
+// never divided by. Everything else that is not positive, is NaN or leaves the range of double is
+// refused by info: an infinite information (X_g a function of Y and X_S), a matrix that is not
+// positive (semi)definite, a redundant variable in y or in a precision matrix. A rank-deficient
+// covariance is well-behaved by entropies, but an information of nearly redundant variables is
+// refused where rounding, eps times the condition number of what was chosen, passes that floor: add
+// a ridge. Never read: what is above the diagonal, the variables that are not asked for, and those
+// of `keep` (they stay given in a precision matrix, and nothing else is needed of them). NaN is
+// refused at the step whose choice depends on it. Nothing is clamped: a gain or loss near zero can
+// be negative by rounding, of the order of eps times the condition number.
 //
 // Computed in double whatever T is. Each matrix is kept as a triangle in bands (4 n^2 bytes for n
-// variables that may be chosen, as much as the whole matrix in float32) and brought up to date by
-// products of matrices after every 64 variables (see cpu/downdate.h): n^3 / 3 multiplications if
-// all are eliminated (obs_elimination: n^3 in all). Peak extra memory per matrix:
-// 4 n^2 + 8 n (64 + 2 r) bytes; two matrices per layer, forward one if y is empty, plus
-// 8 ny (ny + n) for y. Layers are kept side by side. Partitions do not touch rounding.
+// variables that may be chosen: as much as all of it in float32) and brought up to date by products
+// of matrices after every 64 variables (see cpu/downdate.h): n^3 / 6 multiplications and additions
+// per matrix if all are eliminated (W'W: n^3 / 3). A few (64 variables, y no more) are chosen
+// without a copy, in O(n) memory for each. Peak extra memory: per matrix 4 n^2 + 8 n (64 + r) bytes,
+// two matrices per layer, forward one if y is empty, and for y 8 ny (ny + 2 n); layers are held side
+// by side. Partitions do not touch rounding.
 // Sources: Chen, Zhang & Zhou 2018, Fast Greedy MAP Inference for DPP; Hassibi & Stork 1993,
 // Second order derivatives for network pruning; Kurtic et al. 2023, ZipLM; blocked pivoting:
 // Hammarling, Higham & Lucas 2007, LAPACK-style codes for pivoted Cholesky.

@@ -179,7 +179,6 @@ void Downdated::load(const MatrixView<T>& matrix, const std::vector<int64_t>& so
 template <class T>
 void Downdated::load_triangle(const MatrixView<T>& matrix, const std::vector<int64_t>& sources,
                               int threads) {
-  constexpr int64_t rows = 16;  // keeps both sides within a few cache lines
   const int64_t bands = (columns_ + kBand - 1) / kBand;
   const auto load_block = [&](int64_t band, int64_t i0, int64_t i1, int64_t j0) {
     const int64_t *const of_rows = sources.data() + i0, *const of_columns = sources.data() + j0;
@@ -206,8 +205,9 @@ void Downdated::load_triangle(const MatrixView<T>& matrix, const std::vector<int
   const double nanoseconds = 0.5 * static_cast<double>(columns_) * static_cast<double>(columns_);
   parallel_for(threads_for(threads, nanoseconds), bands, [&](int64_t band) {
     const int64_t begin = band * kBand, end = std::min(begin + kBand, columns_);
-    for (int64_t i = begin; i < end; i += rows) {
-      for (int64_t j = begin; j < columns_; j += kTile)
+    for (int64_t j = begin; j < columns_; j += kTile) {
+      const int64_t rows = j < end ? 16 : kBand;  // on the diagonal, small blocks are on one side
+      for (int64_t i = begin; i < end; i += rows)
         load_block(band, i, std::min(i + rows, end), j);
     }
   });
@@ -250,7 +250,7 @@ void Downdated::gather(int64_t slot, int64_t columns, double* rows, int64_t stri
     }
     const double* from = &at(i, own * kBand);
     for (int64_t j = own * kBand; j < columns; j += kTile, from += kBand * kTile)
-      std::copy(from, from + kTile, to + j);
+      copy_tile_row(from, to + j);
   }
 }
 
@@ -268,7 +268,7 @@ void Downdated::move(int64_t from, int64_t to, int64_t columns, double* rows,
     }
     double* row = &at(i, own * kBand);
     for (int64_t j = own * kBand; j < columns; j += kTile, row += kBand * kTile)
-      std::copy(values + j, values + j + kTile, row);
+      copy_tile_row(values + j, row);
   }
   for (int64_t e = 0; e < packed(r_, 0); ++e) diagonal(to)[e * kTile] = diagonal(from)[e * kTile];
 }

@@ -8,22 +8,6 @@ namespace infoslice {
 namespace {
 
 // Arguments: cov, x, y, then group_size (all but gaussian_mi), then noise_variance.
-void check_indices(const Call& call, int i, int64_t n, std::vector<char>& taken) {
-  const std::vector<int64_t>& indices = call.integers(i);
-  if (indices.empty()) call.value_error(i, "at least one index", "none");
-  for (int64_t index : indices) {
-    if (index < 0 || index >= n) {
-      call.value_error(i, "indices in [0, " + std::to_string(n) + ")", std::to_string(index));
-    }
-    char& mark = taken[static_cast<size_t>(index)];
-    if (mark != 0) {
-      call.value_error(i, mark == i ? "indices without repetition" : "indices disjoint from x",
-                       std::to_string(index) + (mark == i ? " twice" : " in both"));
-    }
-    mark = static_cast<char>(i);
-  }
-}
-
 using Body = void (*)(Call&, const Matrices&, const MutualInformation&, const Tensor&,
                       const Tensor&);
 
@@ -32,8 +16,10 @@ void host(Call& call) {
   const bool grouped = call.op.parameters.size() == 5;
   const Matrices cov = square_matrices(call, 0);
   std::vector<char> taken(static_cast<size_t>(cov.d), 0);
-  check_indices(call, 1, cov.d, taken);
-  check_indices(call, 2, cov.d, taken);
+  for (int i : {1, 2}) {
+    if (call.integers(i).empty()) call.value_error(i, "at least one index", "none");
+    check_indices(call, i, cov.d, taken);
+  }
   const std::vector<int64_t>&x = call.integers(1), &y = call.integers(2);
   const int64_t nx = static_cast<int64_t>(x.size()), ny = static_cast<int64_t>(y.size());
   const int64_t group = grouped ? call.integer(3) : nx;

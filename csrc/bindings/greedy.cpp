@@ -10,20 +10,6 @@ namespace {
 
 std::string number(int64_t value) { return std::to_string(value); }
 
-// Indices of integers(i) in [0, n), none twice; marks them.
-void check_indices(const Call& call, int i, int64_t n, std::vector<char>& taken) {
-  for (int64_t index : call.integers(i)) {
-    if (index < 0 || index >= n)
-      call.value_error(i, "indices in [0, " + number(n) + ")", number(index));
-    char& mark = taken[static_cast<size_t>(index)];
-    if (mark != 0) {
-      call.value_error(i, mark == i ? "indices without repetition" : "indices disjoint from x",
-                       number(index) + (mark == i ? " twice" : " in both"));
-    }
-    mark = static_cast<char>(i);
-  }
-}
-
 void check_square(const Call& call, int i, const Tensor& x) {
   if (x.dtype != Dtype::float32 && x.dtype != Dtype::float64)
     call.type_error(i, "float32 or float64", dtype_name(x.dtype));

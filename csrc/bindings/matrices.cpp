@@ -46,4 +46,18 @@ Matrices square_matrices(Call& call, int i) {
   return result;
 }
 
+void check_indices(const Call& call, int i, int64_t n, std::vector<char>& taken) {
+  for (int64_t index : call.integers(i)) {
+    if (index < 0 || index >= n) {
+      call.value_error(i, "indices in [0, " + std::to_string(n) + ")", std::to_string(index));
+    }
+    char& mark = taken[static_cast<size_t>(index)];
+    if (mark != 0) {
+      call.value_error(i, mark == i ? "indices without repetition" : "indices disjoint from x",
+                       std::to_string(index) + (mark == i ? " twice" : " in both"));
+    }
+    mark = static_cast<char>(i);
+  }
+}
+
 }  // namespace infoslice

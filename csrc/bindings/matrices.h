@@ -16,4 +16,8 @@ struct Matrices {
 // the wrapper has done that.)
 Matrices square_matrices(Call& call, int i);
 
+// Argument i as indices in [0, n) without repetition, disjoint from those that are marked in `taken`
+// [n] already; marks them.
+void check_indices(const Call& call, int i, int64_t n, std::vector<char>& taken);
+
 }  // namespace infoslice

@@ -16,7 +16,8 @@ inline double rounding_floor(int64_t n) {
   return 4 * static_cast<double>(n) * std::numeric_limits<double>::epsilon();
 }
 
-/// The matrices of one layer under elimination.
+/// The first matrix is conditioned on (or forgets) each channel, with rows u of its panel; so is the
+/// second in an information, with rows w. In least squares the second is W'W, with terms of both.
 class Layer {
  public:
   /// `capacity` rows are collected, and before them in the second matrix `prior` for y.
@@ -135,11 +136,9 @@ class Layer {
   /// t -> t - 1/2 K u with K = D^-1/2 L^-1 G_cc L^-T D^-1/2, so that the downdate
   /// u't + t'u - u'K u becomes u't + t'u. The channel's own columns of t are K D^1/2 L'.
   void symmetrise(int64_t slot, int64_t columns, double* t) const {
-    const double *const lower = factors_.lower(0) + slot % kTile, *const pivots =
-                                                                      factors_.pivots(0) +
-                                                                      slot % kTile;
-    const Workspace<double> half =
-        zeros(round_up(r_, kTile) * r_);  // as an operand: K is symmetric
+    const double* const lower = factors_.lower(0) + slot % kTile;
+    const double* const pivots = factors_.pivots(0) + slot % kTile;
+    const Workspace<double> half = zeros(round_up(r_, kTile) * r_);  // an operand: K is symmetric
     const auto k = [&](int64_t a, int64_t b) -> double& {
       return half.get()[a / kTile * r_ * kTile + b * kTile + a % kTile];
     };

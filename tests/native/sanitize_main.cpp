@@ -326,7 +326,7 @@ void run(int threads) {
   }
   for (int64_t r : {1, 2, 3, 9, 70}) {
     for (int64_t channels : {1, 3, 8, 17, 66, 131}) {
-      if (channels * r > 300) continue;
+      if (channels * r > 210) continue;
       for (int64_t ny : {0, 5, 67}) {
         choices<float>(channels, r, ny, threads);
         choices<double>(channels, r, ny, threads);

@@ -352,6 +352,15 @@ def test_a_singular_precision_is_refused(spd):
     assert_refused(ops.backward_elimination([torch.eye(20).double()], [singular], 20), 8)
 
 
+def test_an_infinite_loss_is_refused():
+    tiny, huge = 1e-200 * torch.eye(9, dtype=torch.float64), 1e200 * torch.eye(9).double()
+    huge[4, 4] = 1
+    result = ops.obs_elimination([tiny], [huge], 9)
+    assert_refused(result, 2)
+    assert result.order[0] == 4
+    assert_refused(ops.backward_elimination([tiny], [huge], 9), 1)
+
+
 def test_what_start_cannot_hold_is_refused(spd):
     cov = spd(8)
     cov[5, 5] = -1

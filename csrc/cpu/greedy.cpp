@@ -11,6 +11,7 @@
 namespace infoslice::cpu {
 namespace {
 
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kPanelRows = 64;  // variables eliminated between two products of matrices
 
 /// Channels in slots, taken one by one.
@@ -73,7 +74,7 @@ class Greedy {
       bring_up_to_date();
     const int64_t slot = static_cast<int64_t>(slot_of(id));
     score(slot / kTile, slot / kTile + 1);
-    if (!(scores_[slot_of(id)] < std::numeric_limits<double>::infinity())) return false;
+    if (!(scores_[slot_of(id)] < kInfinity)) return false;
     for (Layer& layer : layers_) layer.eliminate(slot, tiles());
     ids_[static_cast<size_t>(slot)] = -1;
     open_[static_cast<size_t>(slot)] = 0;
@@ -132,11 +133,12 @@ class Greedy {
       layer.add_scores(drop_, first_tile, last_tile, scores_.data());
   }
 
-  /// The lowest id among those with the highest score; -1 if a score is NaN or +inf.
+  /// The lowest id among those with the highest score; -1 if a score is NaN or +inf, or all losses
+  /// are infinite.
   int64_t best() const {
     const double score = highest(scores_.data(), open_.data(), tiles());
     int64_t id = -1;
-    if (score == std::numeric_limits<double>::infinity()) return id;
+    if (score == kInfinity || (score == -kInfinity && !drop_)) return id;
     for (size_t slot = 0; slot < static_cast<size_t>(slots_); ++slot) {
       if (scores_[slot] == score && ids_[slot] >= 0 && (id < 0 || ids_[slot] < id)) id = ids_[slot];
     }

@@ -5,21 +5,18 @@ Every entrant returns what the chosen channels told (or lost) at each step; the 
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
-import torch
+from functools import partial
+from typing import Any
 
+import numpy as np
+import torch
+from scipy.linalg import solve_triangular
+
+from bench.bench_gaussian_mi import NOISE, layer, noisy, triangle
+from bench.contest import OURS, Case, Contest, Part, tests_of
 from infoslice import ops
 
-NOISE = 0.1
-
-
-def layer(channels: int, outputs: int) -> torch.Tensor:
-    """Joint covariance of correlated inputs and a linear map of them, without its noise."""
-    samples = torch.randn(2 * channels, channels, dtype=torch.float64)
-    sx = samples.T @ samples / (2 * channels)
-    w = torch.randn(outputs, channels, dtype=torch.float64) / channels**0.5
-    return torch.cat([torch.cat([sx, sx @ w.T], 1), torch.cat([w @ sx, w @ sx @ w.T], 1)])
+NUMPY, NAIVE, DOWNDATES = "NumPy incremental", "torch by the definition", "torch downdates"
 
 
 def reader(channels: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -28,12 +25,6 @@ def reader(channels: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor, tor
     precision = torch.linalg.inv(samples.T @ samples / (2 * channels))
     w = torch.randn(outputs, channels, dtype=torch.float64) / channels**0.5
     return precision, precision + w.T @ w / NOISE, w.T @ w
-
-
-def noisy(cov: torch.Tensor, channels: int) -> torch.Tensor:
-    s = cov.clone()
-    s.diagonal()[channels:] += NOISE
-    return s
 
 
 # -- by the definition: log-determinants of all candidate sets at each step -----------------------
@@ -99,8 +90,6 @@ def pivoted(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
 
 
 def forward_in_numpy(cov: np.ndarray, channels: int, count: int) -> np.ndarray:
-    from scipy.linalg import solve_triangular
-
     sy = cov[channels:, channels:] + NOISE * np.eye(len(cov) - channels)
     z = solve_triangular(np.linalg.cholesky(sy), cov[channels:, :channels], lower=True)
     a = cov[:channels, :channels]
@@ -146,69 +135,150 @@ def backward_by_downdates(precision: torch.Tensor, given_y: torch.Tensor, count:
     return torch.stack(values)
 
 
-FORWARD = [(256, 10, 32), (256, 256, 32), (1536, 384, 768)]
-BACKWARD = [(256, 256, 32), (512, 512, 512), (1536, 384, 768)]
+def numpy_steps(channels: int, done: int, steps: int) -> None:
+    """So many steps of ``pivoted`` after ``done`` of them: its time is linear in the steps done."""
+    n = channels
+    u, w = np.ones((done + 1, n), np.float32), np.ones((done + 1, n), np.float32)
+    row, left, of_a, of_b = u[-1].copy(), np.zeros(n), np.ones(n), np.ones(n)
+    for c in range(steps):
+        gain = np.log(of_a / of_b)
+        gain *= 0.5
+        gain += left
+        gain.argmax()
+        np.subtract(row, u[:done, c] @ u[:done], out=u[done])
+        np.subtract(row, w[:done, c] @ w[:done], out=w[done])
+        of_a -= u[done] * u[done]
+        of_b -= w[done] * w[done]
+        of_a[:] = of_b[:] = 1
 
 
-@pytest.mark.parametrize(
-    ("channels", "outputs", "count", "name"),
-    [(*case, name) for case in FORWARD for name in ("infoslice", "NumPy incremental")]
-    + [(256, 10, 32, "torch by the definition")],
-)
-def test_forward_selection(race, channels, outputs, count, name):
-    cov = layer(channels, outputs)
-    x, y, as_numpy = range(channels), range(channels, channels + outputs), cov.numpy()
-    functions = {
-        "infoslice": lambda: (
-            ops.forward_selection(as_numpy, x, y, count, noise_variance=NOISE).gains
-        ),
-        "NumPy incremental": lambda: forward_in_numpy(as_numpy, channels, count),
-        "torch by the definition": lambda: forward_by_definition(cov, channels, count),
+# -- contests --------------------------------------------------------------------------------------
+
+
+def forward_contest(channels: int, outputs: int, count: int, naive: bool) -> Contest:
+    cov, x, y = layer(channels, outputs)
+    array = cov.numpy()
+    entrants: dict[str, Any] = {
+        OURS: lambda: ops.forward_selection(cov, x, y, count, noise_variance=NOISE).gains,
+        NUMPY: lambda: forward_in_numpy(array, channels, count),
     }
-    reference = torch.from_numpy(forward_in_numpy(as_numpy, channels, count))
-    case = f"forward_selection of {count} out of {channels}, {outputs} outputs, float64"
-    race(case, name, functions[name], reference, bound=1e-9)
+    if naive:
+        entrants[NAIVE] = lambda: forward_by_definition(cov, channels, count)
+    return Contest(entrants, torch.from_numpy(forward_in_numpy(array, channels, count)), 1e-9)
 
 
-@pytest.mark.parametrize(("channels", "outputs", "count"), BACKWARD)
-@pytest.mark.parametrize("name", ["infoslice", "NumPy incremental", "torch downdates"])
-def test_backward_elimination(race, channels, outputs, count, name):
-    if name == "torch downdates" and channels > 1000:
-        pytest.skip("seconds a call")
+def backward_contest(channels: int, outputs: int, count: int) -> Contest:
     precision, given_y, _ = reader(channels, outputs)
     arrays = precision.numpy(), given_y.numpy()
-    functions = {
-        "infoslice": lambda: ops.backward_elimination([precision], [given_y], count).losses,
-        "NumPy incremental": lambda: backward_in_numpy(*arrays, count),
-        "torch downdates": lambda: backward_by_downdates(precision, given_y, count),
+    entrants: dict[str, Any] = {
+        OURS: lambda: ops.backward_elimination([precision], [given_y], count).losses,
+        NUMPY: lambda: backward_in_numpy(*arrays, count),
+        DOWNDATES: lambda: backward_by_downdates(precision, given_y, count),
     }
-    reference = torch.from_numpy(backward_in_numpy(*arrays, count))
-    case = f"backward_elimination of {count} out of {channels}, float64"
-    race(case, name, functions[name], reference, bound=1e-9)
+    return Contest(entrants, torch.from_numpy(backward_in_numpy(*arrays, count)), 1e-9)
 
 
-@pytest.mark.parametrize("name", ["infoslice", "torch by the definition"])
-def test_backward_elimination_by_the_definition(race, name):
-    cov = layer(128, 10)
-    joint = torch.linalg.inv(noisy(cov, 128))[:128, :128].contiguous()
-    precision = torch.linalg.inv(cov[:128, :128])
-    functions = {
-        "infoslice": lambda: ops.backward_elimination([precision], [joint], 4).losses,
-        "torch by the definition": lambda: backward_by_definition(cov, 128, 4),
+def backward_by_definition_contest(channels: int, outputs: int, count: int) -> Contest:
+    cov, _, _ = layer(channels, outputs)
+    joint = torch.linalg.inv(noisy(cov, channels))[:channels, :channels].contiguous()
+    precision = torch.linalg.inv(cov[:channels, :channels])
+    entrants: dict[str, Any] = {
+        OURS: lambda: ops.backward_elimination([precision], [joint], count).losses,
+        NAIVE: lambda: backward_by_definition(cov, channels, count),
     }
-    reference = backward_by_definition(cov, 128, 4)
-    race("backward_elimination of 4 out of 128", name, functions[name], reference, bound=1e-6)
+    return Contest(entrants, backward_by_definition(cov, channels, count), 1e-6)
 
 
-@pytest.mark.parametrize(("channels", "outputs", "count"), BACKWARD)
-@pytest.mark.parametrize("name", ["infoslice", "NumPy incremental"])
-def test_obs_elimination(race, channels, outputs, count, name):
+def huge_contest(channels: int, count: int) -> Contest:
+    """float32 matrices of a few factors; the first losses are checked."""
+    samples, w = torch.randn(256, channels), torch.randn(64, channels) / channels**0.5
+    precision = samples.T @ samples / 256
+    precision.diagonal().add_(1)
+    given_y = precision + w.T @ w / NOISE
+    some, steps = 32, 8
+    expected = backward_in_numpy(precision.double().numpy(), given_y.double().numpy(), some)
+    entrants: dict[str, Any] = {
+        OURS: lambda: ops.backward_elimination([precision], [given_y], count).losses,
+        NUMPY: Part(lambda: numpy_steps(channels, count // 2, steps), count / steps, None),
+    }
+    return Contest(entrants, torch.from_numpy(expected), 1e-4, lambda losses: losses[:some])
+
+
+def obs_contest(channels: int, outputs: int, count: int) -> Contest:
     precision, _, gram = reader(channels, outputs)
     arrays = precision.numpy(), gram.numpy()
-    functions = {
-        "infoslice": lambda: ops.obs_elimination([precision], [gram], count).losses,
-        "NumPy incremental": lambda: obs_in_numpy(*arrays, count),
+    entrants: dict[str, Any] = {
+        OURS: lambda: ops.obs_elimination([precision], [gram], count).losses,
+        NUMPY: lambda: obs_in_numpy(*arrays, count),
     }
-    reference = torch.from_numpy(obs_in_numpy(*arrays, count))
-    case = f"obs_elimination of {count} out of {channels}, float64"
-    race(case, name, functions[name], reference, bound=1e-9)
+    return Contest(entrants, torch.from_numpy(obs_in_numpy(*arrays, count)), 1e-9)
+
+
+def multiplications(channels: int, count: int) -> float:
+    """Operations of eliminating ``count`` of the variables of one symmetric matrix."""
+    return (channels**3 - (channels - count) ** 3) / 3
+
+
+CASES = [
+    Case(
+        f"forward_selection of {count} out of {channels}, {outputs} outputs, float64",
+        (OURS, NUMPY, NAIVE) if naive else (OURS, NUMPY),
+        partial(forward_contest, channels, outputs, count, naive),
+        goals={NUMPY: 3, NAIVE: 100} if naive else {NUMPY: 3},
+        # A covariance keeps all rows: the chosen ones are only conditioned on.
+        flops=2 * multiplications(channels, count) + outputs * channels * (outputs + channels),
+        bytes=triangle(channels + outputs),
+        dtype=torch.float64,
+    )
+    for channels, outputs, count, naive in [
+        (256, 10, 32, True),
+        (1536, 10, 768, False),
+        (1536, 384, 768, False),
+    ]
+]
+CASES += [
+    Case(
+        f"backward_elimination of {count} out of {channels}, float64",
+        (OURS, NUMPY, DOWNDATES),
+        partial(backward_contest, channels, outputs, count),
+        goals={NUMPY: 3},
+        flops=2 * multiplications(channels, count),
+        bytes=2 * triangle(channels),
+        dtype=torch.float64,
+    )
+    for channels, outputs, count in [(256, 256, 32), (1536, 384, 768)]
+]
+CASES += [
+    Case(
+        "backward_elimination of 4 out of 256, float64",
+        (OURS, NAIVE),
+        partial(backward_by_definition_contest, 256, 10, 4),
+        goals={NAIVE: 100},
+        flops=2 * multiplications(256, 4),
+        bytes=2 * triangle(256),
+        dtype=torch.float64,
+    ),
+    Case(
+        "backward_elimination of 5504 out of 11008, float32",
+        (OURS, NUMPY),
+        partial(huge_contest, 11008, 5504),
+        goals={NUMPY: 3},
+        flops=2 * multiplications(11008, 5504),
+        bytes=triangle(11008),
+        dtype=torch.float64,
+    ),
+]
+CASES += [
+    Case(
+        f"obs_elimination of {count} out of {channels}, float64",
+        (OURS, NUMPY),
+        partial(obs_contest, channels, outputs, count),
+        goals={NUMPY: 3},
+        flops=3 * multiplications(channels, count),
+        bytes=2 * triangle(channels),
+        dtype=torch.float64,
+    )
+    for channels, outputs, count in [(256, 256, 32), (1536, 384, 768)]
+]
+
+test_contests = tests_of(CASES)

@@ -53,7 +53,11 @@ def race(benchmark: Any) -> Callable[[Case, str], None]:
             flops=case.flops,
             bytes=case.bytes,
         )
-        benchmark(contest.run(name))
+        before = contest.before(name)
+        if before:
+            benchmark.pedantic(contest.run(name), setup=before, rounds=15, warmup_rounds=1)
+        else:
+            benchmark(contest.run(name))
 
     return run
 

@@ -15,14 +15,17 @@ Run = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Part:
-    """An entrant too slow for the whole task: it does a part and counts ``times`` over.
+    """An entrant with something of its own.
 
-    With ``expected`` None a yardstick that does another thing, like a bare copy: not checked.
+    Too slow for the whole task, it does a part and counts ``times`` over. With ``expected`` None it
+    is a yardstick that does another thing, like a bare copy, and is not checked. ``before``
+    prepares each of its runs, outside the time measured.
     """
 
     run: Run
     times: float
     expected: torch.Tensor | None
+    before: Run | None = None
 
 
 def first(result: Any) -> torch.Tensor:
@@ -46,6 +49,10 @@ class Contest:
         entrant = self.entrants[name]
         return entrant.run if isinstance(entrant, Part) else entrant
 
+    def before(self, name: str) -> Run | None:
+        entrant = self.entrants[name]
+        return entrant.before if isinstance(entrant, Part) else None
+
     def times(self, name: str) -> float:
         entrant = self.entrants[name]
         return entrant.times if isinstance(entrant, Part) else 1.0
@@ -56,6 +63,9 @@ class Contest:
         expected = entrant.expected if isinstance(entrant, Part) else self.expected
         if expected is None:
             return 0.0
+        prepare = self.before(name)
+        if prepare:
+            prepare()
         result = self.read(self.run(name)()).detach().double()
         assert result.shape == expected.shape, (name, result.shape, expected.shape)
         scale = expected.abs().max().item() or 1.0
@@ -70,7 +80,8 @@ class Case:
 
     ``goals`` says how many times our time a peer should take at least. ``flops`` and ``bytes`` are
     what the task needs, not what an entrant spends: with the machine's rates for arithmetic of
-    ``dtype`` and for copying they give the floor, below which nobody gets.
+    ``dtype`` and for copying they give the floor, below which nobody gets. ``floor`` names an
+    entrant whose time is the floor where it is longer.
     """
 
     title: str
@@ -80,6 +91,7 @@ class Case:
     flops: float = 0.0
     bytes: float = 0.0
     dtype: torch.dtype = torch.float32
+    floor: str | None = None
 
 
 def tests_of(cases: Sequence[Case]) -> Callable[..., None]:

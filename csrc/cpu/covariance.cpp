@@ -1,26 +1,29 @@
 #include "covariance.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <type_traits>
 #include <vector>
 
+#include "common/buffer.h"
 #include "common/parallel.h"
+#include "cpu/covariance_packing.h"
 #include "cpu/covariance_sources.h"
-#include "cpu/covariance_tiles.h"
 
 namespace infoslice::cpu {
 namespace {
 
-constexpr int kTile = kPanel * kPanel;
 // Up to so many variables the samples are shared out among threads, in at most kSlabs slabs with
 // moments of their own; above, the tiles of each chunk are. A rule of the shape alone, so that
 // results do not depend on the number of threads.
 constexpr int64_t kSlabVariables = 512;
 constexpr int64_t kSlabs = 8;
 constexpr int64_t kSlabSamples = 8192;
-constexpr double kTileNanoseconds = 10;  // for each sample, one thread
-constexpr double kPackNanoseconds = 8;   // for each sample of a panel
+constexpr int64_t kRowPanels = 16;          // left panels that stay in the second-level cache
+constexpr double kProductNanoseconds = 0.02;  // one thread
+constexpr double kPackNanoseconds = 0.2;      // for each sample of a variable
 
 // Where the results of a problem go: arrays of double or of float.
 struct Results {
@@ -38,49 +41,87 @@ Results results(Out* cov, Out* mean_x, Out* mean_y) {
   return {cov, mean_x, mean_y, std::is_same_v<Out, double>};
 }
 
-// One input of a problem: its means so far, and the chunk at hand.
+// How samples come in chunks: whole runs of a line, or even parts of one, so that most lines are
+// packed from where they are.
+template <class A>
+class Chunks {
+ public:
+  explicit Chunks(const Source& x) : run_(x.run()) {
+    constexpr int64_t kEven = 16;  // the blocks of every level fit in
+    const int64_t parts = (run_ + kChunk<A> - 1) / kChunk<A>;
+    size_ = parts == 1 ? kChunk<A> / run_ * run_
+                       : ((run_ + parts - 1) / parts + kEven - 1) / kEven * kEven;
+  }
+  int64_t size() const { return size_; }
+  int64_t count(int64_t begin, int64_t end) const {
+    const int64_t size = run_ > size_ ? std::min(size_, run_ - begin % run_) : size_;
+    return std::min(size, end - begin);
+  }
+
+ private:
+  int64_t run_, size_;
+};
+
+// The chunk at hand of one input, in panels.
+template <class A>
+class Panels {
+ public:
+  Panels(int64_t variables, int64_t samples)
+      : packing_(packing<A>()),
+        blocks_((samples + packing_.lanes - 1) / packing_.lanes),
+        panels_((variables + packing_.panel - 1) / packing_.panel),
+        memory_(panels_ * blocks_ * packing_.panel * packing_.lanes) {
+    // Variables that only fill up the last panel are zero.
+    std::fill(packed().panel(panels_ - 1), memory_.end(), A(0));
+  }
+  Packed<A> packed() const { return {memory_.begin(), blocks_, packing_}; }
+
+ private:
+  const Packing packing_;
+  const int64_t blocks_, panels_;
+  const Buffer<A> memory_;
+};
+
+// What is known of one input: sums about a shift that is near the mean.
 template <class A>
 struct Side {
   explicit Side(const Source& from)
       : source(from),
         variables(from.variables()),
-        panels((variables + kPanel - 1) / kPanel),
-        shift(panels * kPanel),
-        packed(panels * kPanel * kChunk<A>),
-        sums(panels),
-        mean(panels * kPanel),
-        magnitude(panels * kPanel),
-        deviation(panels * kPanel),
-        step(panels * kPanel) {}
+        shift(variables),
+        chunk(variables),
+        sum(variables),
+        square(variables),
+        varies(variables) {}
 
-  void pack(int64_t begin, int64_t count, int threads) {
-    const double work = kPackNanoseconds * static_cast<double>(count * panels);
-    parallel_for(threads_for(threads, work), panels, [&](int64_t p) {
-      const int used = static_cast<int>(std::min<int64_t>(kPanel, variables - p * kPanel));
-      source.pack(p * kPanel, used, begin, count, &shift[p * kPanel],
-                  &packed[p * kPanel * kChunk<A>], sums[p]);
+  void pack(int64_t begin, int64_t count, const Packed<A>& packed, int threads) {
+    const int64_t strips = (variables + kStrip<A> - 1) / kStrip<A>;
+    const double work = kPackNanoseconds * static_cast<double>(count * variables);
+    parallel_for(threads_for(threads, work), strips, [&](int64_t s) {
+      const int64_t first = s * kStrip<A>;
+      const int used = static_cast<int>(std::min<int64_t>(kStrip<A>, variables - first));
+      source.pack(first, used, begin, count, &shift[first], packed, &chunk[first]);
     });
   }
 
-  // The shift is the running mean. The first chunk's own mean serves where there is none yet; it is
-  // summed relative to the first sample, so that a constant channel has deviations of exactly zero.
-  void pack_shifted(int64_t seen, int64_t begin, int64_t count, int threads) {
-    if (seen == 0) {
-      for (int64_t v = 0; v < variables; ++v) source.read(v, begin, 1, &shift[v]);
-      pack(begin, count, threads);
-      const double chunk = static_cast<double>(count);
-      for (int64_t v = 0; v < variables; ++v)
-        shift[v] = rounded(static_cast<double>(shift[v]) + static_cast<double>(sum(v)) / chunk,
-                           static_cast<double>(sums[v / kPanel].magnitude[v % kPanel]) / chunk);
-    } else {
-      for (int64_t v = 0; v < variables; ++v)
-        shift[v] = rounded(mean[v], magnitude[v] / static_cast<double>(seen));
+  // The first shift is the mean of a quarter of the first chunk, summed relative to its first
+  // sample, so that a constant channel has deviations of exactly zero.
+  void start(int64_t begin, int64_t count, const Packed<A>& packed, int threads) {
+    for (int64_t v = 0; v < variables; ++v) {
+      double first;
+      source.read(v, begin, 1, &first);
+      shift[v] = static_cast<A>(first);
     }
-    pack(begin, count, threads);
+    count = (count + 3) / 4;
+    pack(begin, count, packed, threads);
+    const double n = static_cast<double>(count);
+    for (int64_t v = 0; v < variables; ++v)
+      shift[v] = rounded(static_cast<double>(shift[v]) + chunk[v].sum / n,
+                         std::sqrt(chunk[v].square / n));
   }
 
-  // Rounds to a sixteenth of the mean deviation: nothing to the size of the products, but samples
-  // of few digits (bfloat16, pixels) keep few, so that their sums are exact where a shift of full
+  // Rounds to a sixteenth of the deviation: nothing to the size of the products, but samples of few
+  // digits (bfloat16, pixels) keep few, so that their sums are exact where a shift of full
   // precision would make every addition round the same way.
   static A rounded(double value, double deviation) {
     if (!(deviation > 0 && deviation < 1e300)) return static_cast<A>(value);
@@ -88,162 +129,249 @@ struct Side {
     return static_cast<A>(std::nearbyint(value / unit) * unit);
   }
 
-  // Takes the chunk's sums into the mean. deviation: the chunk's mean minus the shift; step: minus
-  // the mean of the samples before.
-  void advance(int64_t seen, int64_t count) {
-    const double chunk = static_cast<double>(count), all = static_cast<double>(seen + count);
+  void advance() {
     for (int64_t v = 0; v < variables; ++v) {
-      deviation[v] = static_cast<double>(sum(v)) / chunk;
-      step[v] = static_cast<double>(shift[v]) + deviation[v] - mean[v];
-      mean[v] += step[v] * (chunk / all);
-      magnitude[v] += static_cast<double>(sums[v / kPanel].magnitude[v % kPanel]);
+      sum[v] += chunk[v].sum;
+      square[v] += chunk[v].square;
+      varies[v] |= static_cast<char>(chunk[v].varies);
     }
   }
 
-  A sum(int64_t v) const { return sums[v / kPanel].sum[v % kPanel]; }
-  const A* panel(int64_t p) const { return &packed[p * kPanel * kChunk<A>]; }
+  // Whether the mean has left the shift by half a standard deviation somewhere.
+  bool drifted(double n) const {
+    for (int64_t v = 0; v < variables; ++v)
+      if (sum[v] * sum[v] > 0.25 * n * square[v]) return true;
+    return false;
+  }
+
+  // Moves the shift; `step` tells by how much.
+  void move(double n, const std::vector<A>& to, std::vector<double>& step) {
+    step.resize(shift.size());
+    for (int64_t v = 0; v < variables; ++v) {
+      step[v] = static_cast<double>(to[v]) - static_cast<double>(shift[v]);
+      square[v] += step[v] * (n * step[v] - 2 * sum[v]);
+      shift[v] = to[v];
+    }
+  }
+  std::vector<A> near_mean(double n) const {
+    std::vector<A> to(shift.size());
+    for (int64_t v = 0; v < variables; ++v)
+      to[v] = rounded(mean(v, n), std::sqrt(square[v] / n));
+    return to;
+  }
+
+  double mean(int64_t v, double n) const { return static_cast<double>(shift[v]) + sum[v] / n; }
 
   const Source& source;
-  const int64_t variables, panels;
-  std::vector<A> shift, packed;
-  std::vector<PanelSums<A>> sums;
-  std::vector<double> mean, magnitude, deviation, step;
+  const int64_t variables;
+  std::vector<A> shift;
+  std::vector<Sums> chunk;  // of the chunk at hand
+  std::vector<double> sum, square;
+  std::vector<char> varies;
 };
 
-// Count, means and central co-moments of a stretch of samples; of x with itself if `y` is null.
+// Count, sums and products of a stretch of samples about shifts; of x with itself if `y` is null.
 template <class A>
 class Moments {
  public:
   Moments(const Source& x, const Source* y)
       : x_(x),
         y_(y ? std::make_unique<Side<A>>(*y) : nullptr),
-        left_(x_.panels * kPanel),
-        right_(x_.panels * kPanel),
-        products_((y_ ? x_.panels * y_->panels : x_.panels * (x_.panels + 1) / 2) * kTile) {}
+        packing_(packing<A>()),
+        rows_(panels_of(x_)),
+        columns_(y_ ? panels_of(*y_) : rows_),
+        products_((y_ ? rows_ * columns_ : rows_ * (rows_ + 1) / 2) * tile_size()) {
+    std::fill(products_.begin(), products_.end(), 0.0);
+  }
 
   void add(int64_t begin, int64_t end, int threads) {
-    for (; begin < end; begin += kChunk<A>) {
-      const int64_t count = std::min(kChunk<A>, end - begin);
-      x_.pack_shifted(seen_, begin, count, threads);
-      x_.advance(seen_, count);
-      if (y_) {
-        y_->pack_shifted(seen_, begin, count, threads);
-        y_->advance(seen_, count);
-        add_tiles(*y_, count, threads);
-      } else {
-        add_tiles(x_, count, threads);
-      }
-      seen_ += count;
+    const Chunks<A> chunks(x_.source);
+    const int64_t most = std::min(chunks.size(), end - begin);
+    const Panels<A> panels_x(x_.variables, most);
+    const std::unique_ptr<const Panels<A>> panels_y =
+        y_ ? std::make_unique<Panels<A>>(y_->variables, most) : nullptr;
+    const Packed<A> x = panels_x.packed(), y = y_ ? panels_y->packed() : x;
+    x_.start(begin, chunks.count(begin, end), x, threads);
+    if (y_) y_->start(begin, chunks.count(begin, end), y, threads);
+    while (begin < end) {
+      const int64_t count = chunks.count(begin, end), next = begin + count;
+      // Near the mean, products are as accurate for means of 100 standard deviations as for none.
+      const double n = static_cast<double>(count_);
+      if (count_ > 0 && (x_.drifted(n) || (y_ && y_->drifted(n))))
+        move(x_.near_mean(n), y_ ? y_->near_mean(n) : std::vector<A>());
+      x_.pack(begin, count, x, threads);
+      if (y_) y_->pack(begin, count, y, threads);
+      add_tiles(x, y, count, Upcoming{next, next < end ? chunks.count(next, end) : 0}, threads);
+      x_.advance();
+      if (y_) y_->advance();
+      count_ += count;
+      begin = next;
     }
   }
 
-  // Chan, Golub and LeVeque: moments of both stretches together.
-  void merge(const Moments& later) {
-    const double here = static_cast<double>(seen_), there = static_cast<double>(later.seen_);
-    const double weight = here * there / (here + there);
-    const auto step_of = [&](Side<A>& side, const Side<A>& other) {
+  // Takes in the moments of a later stretch, which are about shifts of their own until now.
+  void merge(Moments& later) {
+    later.move(x_.shift, y_ ? y_->shift : std::vector<A>());
+    const auto add_side = [](Side<A>& side, const Side<A>& other) {
       for (int64_t v = 0; v < side.variables; ++v) {
-        side.step[v] = other.mean[v] - side.mean[v];
-        side.mean[v] += side.step[v] * (there / (here + there));
-        side.magnitude[v] += other.magnitude[v];
+        side.sum[v] += other.sum[v];
+        side.square[v] += other.square[v];
+        side.varies[v] |= other.varies[v];
       }
     };
-    step_of(x_, later.x_);
-    if (y_) step_of(*y_, *later.y_);
-    const double* column_step = y_ ? y_->step.data() : x_.step.data();
-    for_each_tile([&](int64_t i, int64_t j, int64_t at) {
-      for (int r = 0; r < kPanel; ++r)
-        for (int c = 0; c < kPanel; ++c)
-          products_[at + r * kPanel + c] +=
-              later.products_[at + r * kPanel + c] +
-              weight * x_.step[i * kPanel + r] * column_step[j * kPanel + c];
-    });
-    seen_ += later.seen_;
+    add_side(x_, later.x_);
+    if (y_) add_side(*y_, *later.y_);
+    const double* other = later.products_.begin();
+    for (double& product : products_) product += *other++;
+    count_ += later.count_;
   }
 
   // Whether float tiles have served: nothing overflowed and no channel varies on a scale whose
-  // squares float does not hold well. A channel that does not vary at all is fine.
+  // squares float does not hold well.
   bool well_scaled() const {
     const auto side_is = [this](const Side<A>& side) {
       for (int64_t v = 0; v < side.variables; ++v) {
-        const double scale = side.magnitude[v] / static_cast<double>(seen_);
-        if (!(scale == 0 || (scale > 1e-15 && scale < 1e15))) return false;
+        const double scale = side.square[v] / static_cast<double>(count_);
+        if (!(scale < 1e30) || (side.varies[v] && !(scale > 1e-30))) return false;
       }
       return true;
     };
-    if (!side_is(x_) || (y_ && !side_is(*y_))) return false;
-    bool finite = true;
-    for (double value : products_) finite &= std::abs(value) <= 1e300;
-    return finite;
+    return side_is(x_) && (!y_ || side_is(*y_));
   }
 
-  // Divides and writes row major; the first row with a value that Out cannot hold, or -1.
+  // Subtracts the means' part, divides and writes row major; the first row with a value that Out
+  // cannot hold, or -1.
   template <class Out>
   int64_t write(int64_t correction, const Results& out) const {
     Out *cov = static_cast<Out*>(out.cov), *mean_x = static_cast<Out*>(out.mean_x);
     Out* mean_y = static_cast<Out*>(out.mean_y);
-    const double divisor = static_cast<double>(seen_ - correction);
-    const int64_t columns = y_ ? y_->variables : x_.variables;
-    for_each_tile([&](int64_t i, int64_t j, int64_t at) {
-      const int64_t rows_used = std::min<int64_t>(kPanel, x_.variables - i * kPanel);
-      const int64_t columns_used = std::min<int64_t>(kPanel, columns - j * kPanel);
-      for (int64_t r = 0; r < rows_used; ++r)
-        for (int64_t c = 0; c < columns_used; ++c) {
-          const int64_t row = i * kPanel + r, column = j * kPanel + c;
-          const Out value = static_cast<Out>(products_[at + r * kPanel + c] / divisor);
-          cov[row * columns + column] = value;
-          if (!y_ && column <= row) cov[column * columns + row] = value;
-        }
-    });
-    int64_t bad = -1;
-    for (int64_t v = x_.variables - 1; v >= 0; --v) {
-      mean_x[v] = static_cast<Out>(x_.mean[v]);
-      bool finite = std::isfinite(mean_x[v]);
-      for (int64_t c = 0; c < columns; ++c) finite &= std::isfinite(cov[v * columns + c]);
-      if (!finite) bad = v;
+    const Side<A>& side_y = y_ ? *y_ : x_;
+    const double n = static_cast<double>(count_), scale = 1 / (n - static_cast<double>(correction));
+    const int64_t rows = x_.variables, columns = side_y.variables;
+    int64_t bad = rows;
+    std::vector<double> line(static_cast<size_t>(columns_ * packing_.panel));
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t end = row_length(row);
+      gather_row(row_of_tiles(row), end, line.data());
+      const double minus = -x_.sum[row] / n;
+      Out* to = cov + row * columns;
+      int outside = 0;
+      for (int64_t c = 0; c < end; ++c) {
+        to[c] = static_cast<Out>((line[c] + minus * side_y.sum[c]) * scale);
+        outside |= !(std::abs(to[c]) <= std::numeric_limits<Out>::max());
+      }
+      if (outside && y_) bad = std::min(bad, row);
+      for (int64_t c = 0; outside && !y_ && c < end; ++c)
+        if (!std::isfinite(to[c])) bad = std::min(bad, c);
+      // While they are in the cache.
+      if (!y_ && (row + 1 == rows || (row + 1) % kMirrored == 0))
+        mirror(cov, rows, row / kMirrored * kMirrored, row + 1);
+    }
+    for (int64_t v = 0; v < rows; ++v) {
+      mean_x[v] = static_cast<Out>(x_.mean(v, n));
+      if (!std::isfinite(mean_x[v])) bad = std::min(bad, v);
     }
     if (y_)
-      for (int64_t v = 0; v < columns; ++v) mean_y[v] = static_cast<Out>(y_->mean[v]);
-    return bad;
+      for (int64_t v = 0; v < columns; ++v) mean_y[v] = static_cast<Out>(y_->mean(v, n));
+    return bad < rows ? bad : -1;
   }
 
  private:
-  template <class F>
-  void for_each_tile(const F& f) const {
-    int64_t at = 0;
-    for (int64_t i = 0; i < x_.panels; ++i)
-      for (int64_t j = 0, end = y_ ? y_->panels : i + 1; j < end; ++j, at += kTile) f(i, j, at);
+  int64_t tile_size() const { return packing_.panel * packing_.panel; }
+  int64_t panels_of(const Side<A>& side) const {
+    return (side.variables + packing_.panel - 1) / packing_.panel;
+  }
+  // The tiles of a row of panels are one after the other.
+  int64_t first_tile(int64_t row) const { return y_ ? row * columns_ : row * (row + 1) / 2; }
+
+  // The columns of a row that are held, and where they start in its first tile.
+  int64_t row_length(int64_t row) const { return y_ ? y_->variables : row + 1; }
+  double* row_of_tiles(int64_t row) const {
+    return products_.begin() + first_tile(row / packing_.panel) * tile_size() +
+           row % packing_.panel * packing_.panel;
   }
 
-  void add_tiles(const Side<A>& columns, int64_t count, int threads) {
-    const double chunk = static_cast<double>(count), before = static_cast<double>(seen_);
-    const double weight = before * chunk / (before + chunk);
-    for (int64_t v = 0; v < x_.variables; ++v) {
-      left_[v] = -chunk * x_.deviation[v];
-      right_[v] = weight * x_.step[v];
+  // One row of products out of its tiles.
+  void gather_row(const double* tiles, int64_t end, double* line) const {
+    for (int64_t c = 0; c < end; c += packing_.panel, tiles += tile_size())
+      for (int i = 0; i < packing_.panel; ++i) line[c + i] = tiles[i];
+  }
+
+  // sum (x - a - step_x) (y - b - step_y) out of sum (x - a) (y - b).
+  void move(const std::vector<A>& to_x, const std::vector<A>& to_y) {
+    const double n = static_cast<double>(count_);
+    std::vector<double> step_x, step_y;
+    x_.move(n, to_x, step_x);
+    if (y_) y_->move(n, to_y, step_y);
+    const std::vector<double>& steps = y_ ? step_y : step_x;
+    const std::vector<double>& sums = y_ ? y_->sum : x_.sum;
+    for (int64_t row = 0; row < x_.variables; ++row) {
+      const double a = n * step_x[row] - x_.sum[row], b = -step_x[row];
+      double* to = row_of_tiles(row);
+      for (int64_t column = 0; column < row_length(row); to += tile_size())
+        for (int c = 0; c < packing_.panel && column < row_length(row); ++c, ++column)
+          to[c] += a * steps[column] + b * sums[column];
     }
-    const int64_t rows = x_.panels;
-    const double tiles = static_cast<double>(products_.size()) / kTile;
-    const auto add_row = [&](int64_t i) {
-      const int64_t end = y_ ? y_->panels : i + 1;
-      double* products = &products_[(y_ ? i * end : i * (i + 1) / 2) * kTile];
-      for (int64_t j = 0; j < end; ++j, products += kTile)
-        tile(x_.panel(i), columns.panel(j), count, {&left_[i * kPanel], &right_[i * kPanel]},
-             {&columns.deviation[j * kPanel], &columns.step[j * kPanel]}, products);
+    for (int64_t v = 0; v < x_.variables; ++v) x_.sum[v] -= n * step_x[v];
+    if (y_)
+      for (int64_t v = 0; v < y_->variables; ++v) y_->sum[v] -= n * step_y[v];
+  }
+
+  // The samples that come after the chunk at hand.
+  struct Upcoming {
+    int64_t begin, count;
+  };
+
+  void add_tiles(const Packed<A>& left, const Packed<A>& right, int64_t count, Upcoming upcoming,
+                 int threads) {
+    const int64_t blocks = (count + packing_.lanes - 1) / packing_.lanes;
+    const auto add_rows = [&](int64_t group) {
+      const int64_t begin = group * kRowPanels, end = std::min(rows_, begin + kRowPanels);
+      for (int64_t j = 0; j < (y_ ? columns_ : end); ++j)
+        for (int64_t i = y_ ? begin : std::max(begin, j); i < end; ++i) {
+          const int64_t at = first_tile(i) + j;
+          // While a tile is computed the memory is idle: each of the first tiles fetches a part.
+          Ahead ahead{reinterpret_cast<const char*>(right.panel(j)), 0};
+          if (at < x_.variables && upcoming.count > 0)
+            ahead = x_.source.ahead(at, upcoming.begin, upcoming.count, blocks);
+          double* products = products_.begin() + at * tile_size();
+          if (!y_ && i == j)
+            tile<A, true>(left.panel(i), right.panel(j), blocks, ahead, products);
+          else
+            tile<A, false>(left.panel(i), right.panel(j), blocks, ahead, products);
+        }
     };
-    // Row i of the triangle has i + 1 tiles: a task takes one row from each end.
-    parallel_for(threads_for(threads, kTileNanoseconds * tiles * chunk), (rows + 1) / 2,
-                 [&](int64_t i) {
-                   add_row(i);
-                   if (rows - 1 - i != i) add_row(rows - 1 - i);
-                 });
+    const double products = static_cast<double>(products_.end() - products_.begin());
+    const double work = kProductNanoseconds * products * static_cast<double>(count);
+    const int64_t groups = (rows_ + kRowPanels - 1) / kRowPanels;
+    // Rows of the triangle grow: a task takes a group from each end.
+    parallel_for(threads_for(threads, work), (groups + 1) / 2, [&](int64_t g) {
+      add_rows(g);
+      if (groups - 1 - g != g) add_rows(groups - 1 - g);
+    });
+  }
+
+  // Copies the rows [begin, end) of the lower triangle to the upper, block by block and by way of a
+  // buffer: rows of the matrix may fall on the same places of the cache.
+  static constexpr int64_t kMirrored = 64;
+  template <class Out>
+  static void mirror(Out* cov, int64_t n, int64_t begin, int64_t end) {
+    Out block[kMirrored][kMirrored + 16];
+    for (int64_t j0 = 0; j0 < end; j0 += kMirrored) {
+      for (int64_t i = begin; i < end; ++i)
+        std::copy(cov + i * n + j0, cov + i * n + std::min(j0 + kMirrored, i + 1), block[i - begin]);
+      for (int64_t j = j0; j < std::min(j0 + kMirrored, end); ++j)
+        for (int64_t i = std::max(begin, j); i < end; ++i)
+          cov[j * n + i] = block[i - begin][j - j0];
+    }
   }
 
   Side<A> x_;
   std::unique_ptr<Side<A>> y_;
-  std::vector<double> left_, right_;  // the factors of the rank-one terms that belong to rows
-  std::vector<double> products_;      // tile after tile
-  int64_t seen_ = 0;
+  const Packing packing_;
+  const int64_t rows_, columns_;  // in panels
+  const Buffer<double> products_;  // tile after tile
+  int64_t count_ = 0;
 };
 
 // The first variable with a NaN or Inf; -1 if there is none.
@@ -285,7 +413,8 @@ CovarianceOutcome solve(const Source& x, const Source* y, int64_t correction, co
   const int64_t widest = std::max(x.variables(), y ? y->variables() : 0);
   const int64_t slabs =
       widest > kSlabVariables ? 1 : std::min(kSlabs, std::max<int64_t>(1, n / kSlabSamples));
-  const int64_t slab = (n / slabs + kChunk<A> - 1) / kChunk<A> * kChunk<A>;
+  const int64_t chunk = Chunks<A>(x).size();
+  const int64_t slab = (n / slabs + chunk - 1) / chunk * chunk;
   std::vector<std::unique_ptr<Moments<A>>> moments(slabs);
   const auto run_slab = [&](int64_t s) {
     moments[s] = std::make_unique<Moments<A>>(x, y);
@@ -295,9 +424,8 @@ CovarianceOutcome solve(const Source& x, const Source* y, int64_t correction, co
   if (slabs == 1) {
     run_slab(0);
   } else {
-    const double panels = static_cast<double>(x.variables()) / kPanel + 1;
-    parallel_for(threads_for(threads, kPackNanoseconds * panels * static_cast<double>(n)), slabs,
-                 run_slab);
+    const double work = kPackNanoseconds * static_cast<double>(widest) * static_cast<double>(n);
+    parallel_for(threads_for(threads, work), slabs, run_slab);
     for (int64_t s = 1; s < slabs; ++s) moments[0]->merge(*moments[s]);
   }
   CovarianceOutcome outcome;
@@ -321,8 +449,8 @@ CovarianceOutcome solve_all(const Sources& x, const Sources& y, int64_t correcti
                               out.item(item, rows, columns), threads);
     outcomes[item].item = item;
   };
-  const double tiles = static_cast<double>((rows / kPanel + 1) * (columns / kPanel + 1));
-  const double each = kTileNanoseconds * tiles * static_cast<double>(x[0]->count());
+  const double products = static_cast<double>(rows) * static_cast<double>(columns);
+  const double each = kProductNanoseconds * products * static_cast<double>(x[0]->count());
   if (items > 1 && each < 1e8) {
     parallel_for(threads_for(threads, each * static_cast<double>(items)), items, run);
   } else {

@@ -1,267 +1,128 @@
-// The two hot loops of covariance: packing panels of 16 variables, and tiles of products.
+// The hot loop of covariance: tiles of products of two panels.
 //
-// A panel holds a chunk of samples of 16 variables, the variables of a sample side by side. A tile
-// is the 16 x 16 products of two panels summed over the chunk: MR rows at a time stay in registers,
-// a row being 16 / W vectors of W lanes. W and MR are chosen for each CPU level: 16 accumulators of
-// 64 bytes, 8 of 32, 8 of 16.
+// A packed chunk holds samples of all variables in panels of P variables. A panel is a row of
+// blocks; a block is P vectors, each W consecutive samples of one variable. A tile is the P x P
+// sums of products of two panels, kept in P * P registers of W partial sums each: every vector
+// loaded serves P multiply-adds, nothing is broadcast, and inputs whose samples are contiguous
+// (images, patches) need no transposition. P fills the registers of a CPU level: 5 of 32, 3 of 16.
 #pragma once
 
+#include <cstddef>
 #include <type_traits>
+#include <utility>
 
-#include "common/numeric.h"
 #include "common/simd.h"
 
 namespace infoslice::cpu {
 
-constexpr int kPanel = 16;
+#if defined(__aarch64__)
+constexpr int kBaselinePanel = 5;  // 32 registers
+#else
+constexpr int kBaselinePanel = 3;
+#endif
 
-// Samples in a chunk: a panel is 16 KB, so two of them stay in the first-level cache.
-template <class A>
-constexpr int64_t kChunk = 16384 / (kPanel * sizeof(A));
-
-// What packing tells of the 16 variables of a panel: sums over the chunk of the shifted samples.
-template <class A>
-struct PanelSums {
-  A sum[kPanel];
-  A magnitude[kPanel];  // of absolute values; not finite exactly if a sample is not (or they
-                        // overflow)
+// How a chunk is packed at the CPU level at hand.
+struct Packing {
+  int panel, lanes;  // variables of a panel, samples of a block
 };
-
-template <class V>
-INFOSLICE_INLINE V magnitude_of(const V& value) {
-  return value < 0 ? -value : value;
+template <class A>
+Packing packing() {
+  switch (cpu_level()) {
+    case CpuLevel::v4:
+      return {5, 64 / int(sizeof(A))};
+    case CpuLevel::v3:
+      return {3, 32 / int(sizeof(A))};
+    default:
+      return {kBaselinePanel, 16 / int(sizeof(A))};
+  }
 }
 
-// Blocks of 4 x 4 (float) or 2 x 2 (double): rows[c * kChunk + k] -> panel[k * kPanel + c].
-INFOSLICE_INLINE void transpose_block(const float* rows, float* panel) {
-  using V = Vec<float, 4>;
-  constexpr int64_t n = kChunk<float>;
-  const V a = load<V>(rows), b = load<V>(rows + n), c = load<V>(rows + 2 * n),
-          d = load<V>(rows + 3 * n);
-  const V ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-  const V ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const V cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
-  const V cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  store(panel, V(__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5)));
-  store(panel + kPanel, V(__builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7)));
-  store(panel + 2 * kPanel, V(__builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5)));
-  store(panel + 3 * kPanel, V(__builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)));
-}
-INFOSLICE_INLINE void transpose_block(const double* rows, double* panel) {
-  using V = Vec<double, 2>;
-  const V a = load<V>(rows), b = load<V>(rows + kChunk<double>);
-  store(panel, V(__builtin_shufflevector(a, b, 0, 2)));
-  store(panel + kPanel, V(__builtin_shufflevector(a, b, 1, 3)));
+template <class V, size_t... I>
+INFOSLICE_INLINE auto add_halves(const V& v, std::index_sequence<I...>) {
+  return __builtin_shufflevector(v, v, int(I)...) +
+         __builtin_shufflevector(v, v, int(I + sizeof...(I))...);
 }
 
-// Subtracts the shift from rows of a panel and sums them up.
-template <class A, int W>
-class Centring {
- public:
-  INFOSLICE_INLINE explicit Centring(const A* shift) {
-    for (int v = 0; v < kVectors; ++v) {
-      shift_[v] = load<V>(shift + v * W);
-      sum_[v] = magnitude_[v] = V{};
-    }
-  }
-  INFOSLICE_INLINE void centre(const A* from, A* to) {
-    for (int v = 0; v < kVectors; ++v) {
-      const V value = load<V>(from + v * W) - shift_[v];
-      store(to + v * W, value);
-      sum_[v] += value;
-      magnitude_[v] += magnitude_of(value);
-    }
-  }
-  INFOSLICE_INLINE void finish(PanelSums<A>& sums) const {
-    for (int v = 0; v < kVectors; ++v) {
-      store(sums.sum + v * W, sum_[v]);
-      store(sums.magnitude + v * W, magnitude_[v]);
-    }
-  }
-
- private:
-  using V = Vec<A, W>;
-  static constexpr int kVectors = kPanel / W;
-  V shift_[kVectors], sum_[kVectors], magnitude_[kVectors];
-};
-
-// Packs `count` samples of the variables [first, first + used) minus their shift, which is zero for
-// the unused rest of the panel, as its samples are.
-template <class A, int W, class Reader>
-INFOSLICE_INLINE void pack_panel_body(const Reader& reader, int64_t first, int used, int64_t begin,
-                                      int64_t count, const A* shift, A* panel, PanelSums<A>& sums) {
-  Centring<A, W> centring(shift);
-  if (reader.by_rows()) {
-    A row[kPanel] = {};
-    for (int64_t k = 0; k < count;) {
-      int64_t length, stride;
-      const auto* from = reader.row(begin + k, length, stride) + first;
-      length = length < count - k ? length : count - k;
-      for (const int64_t end = k + length; k < end; ++k, from += stride) {
-        if (used == kPanel) {
-          for (int c = 0; c < kPanel; ++c) row[c] = static_cast<A>(widen(from[c]));
-        } else {
-          for (int c = 0; c < used; ++c) row[c] = static_cast<A>(widen(from[c]));
-        }
-        centring.centre(row, panel + k * kPanel);
-      }
-    }
+// W partial sums to the 16 bytes of a Vec<A, 16 / sizeof(A)>.
+template <int W, class A, class V>
+INFOSLICE_INLINE auto fold(const V& v) {
+  if constexpr (W * sizeof(A) == 16) {
+    return v;
   } else {
-    constexpr int kBlock = 16 / sizeof(A);  // variables transposed together
-    A rows[kBlock * kChunk<A>];
-    for (int block = 0; block < kPanel; block += kBlock) {
-      for (int r = 0; r < kBlock; ++r) {
-        A* to = rows + r * kChunk<A>;
-        if (block + r < used) {
-          reader.read(first + block + r, begin, count, to);
-        } else {
-          for (int64_t k = 0; k < count; ++k) to[k] = 0;
-        }
-      }
-      int64_t k = 0;
-      for (; k + kBlock <= count; k += kBlock)
-        transpose_block(rows + k, panel + k * kPanel + block);
-      for (; k < count; ++k)
-        for (int r = 0; r < kBlock; ++r) panel[k * kPanel + block + r] = rows[r * kChunk<A> + k];
-    }
-    for (int64_t k = 0; k < count; ++k) centring.centre(panel + k * kPanel, panel + k * kPanel);
+    return fold<W / 2, A>(add_halves(v, std::make_index_sequence<W / 2>{}));
   }
-  centring.finish(sums);
 }
 
-// The rank-one terms of a chunk's merge, 16 entries for each panel: moments += products +
-// a_i deviation_j + b_i step_j.
-struct MergeRows {
-  const double *a, *b;
-};
-struct MergeColumns {
-  const double *deviation, *step;
+// The sums of the lanes of 4 (float) or 2 (double) vectors of 16 bytes, in one vector.
+INFOSLICE_INLINE Vec<float, 4> sums_of_lanes(const Vec<float, 4>* v) {
+  const auto ab = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5) +
+                  __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7);
+  const auto cd = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5) +
+                  __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
+  return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+}
+INFOSLICE_INLINE Vec<double, 2> sums_of_lanes(const Vec<double, 2>* v) {
+  return __builtin_shufflevector(v[0], v[1], 0, 2) + __builtin_shufflevector(v[0], v[1], 1, 3);
+}
+
+// Memory that the next chunk will read, fetched `step` bytes further with each block of a tile.
+struct Ahead {
+  const char* at;
+  int64_t step;
 };
 
-// moments (16 x 16, row major) += the tile of two panels and the rank-one terms.
-template <class A, int W, int MR>
-INFOSLICE_INLINE void tile_body(const A* left, const A* right, int64_t count, MergeRows rows,
-                                MergeColumns columns, double* moments) {
+// products (P x P, row major) += the tile of two panels; of a panel with itself only the lower
+// triangle is computed, and what is above it is of no use.
+template <class A, int W, int P, bool kDiagonal>
+INFOSLICE_INLINE void tile_body(const A* left, const A* right, int64_t blocks, Ahead ahead,
+                                double* products) {
   using V = Vec<A, W>;
-  constexpr int kVectors = kPanel / W;
-  A tile[kPanel * kPanel];
-  for (int r0 = 0; r0 < kPanel; r0 += MR) {
-    V sums[MR][kVectors] = {};
-    for (int64_t k = 0; k < count; ++k) {
-      V b[kVectors];
+  for (int line = 0; line < P * P; line += 8) __builtin_prefetch(products + line, 1);
+  V sums[P][P] = {};
+  for (const A* end = left + blocks * P * W; left != end; left += P * W, right += P * W) {
+    __builtin_prefetch(ahead.at);
+    ahead.at += ahead.step;
+    V b[P];
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) b[v] = load<V>(right + k * kPanel + v * W);
+    for (int c = 0; c < P; ++c) b[c] = load<V>(right + c * W);
 #pragma GCC unroll 16
-      for (int r = 0; r < MR; ++r) {
-        const A a = left[k * kPanel + r0 + r];
+    for (int r = 0; r < P; ++r) {
+      const V a = kDiagonal ? b[r] : load<V>(left + r * W);
 #pragma GCC unroll 16
-        for (int v = 0; v < kVectors; ++v) sums[r][v] += a * b[v];
-      }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r) {
-#pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) store(tile + (r0 + r) * kPanel + v * W, sums[r][v]);
+      for (int c = 0; c < (kDiagonal ? r + 1 : P); ++c) sums[r][c] += a * b[c];
     }
   }
-  for (int r = 0; r < kPanel; ++r)
-    for (int c = 0; c < kPanel; ++c)
-      moments[r * kPanel + c] += static_cast<double>(tile[r * kPanel + c]) +
-                                 rows.a[r] * columns.deviation[c] + rows.b[r] * columns.step[c];
+  constexpr int kQuad = 16 / sizeof(A);
+  constexpr int kQuads = (P * P + kQuad - 1) / kQuad;
+  Vec<A, kQuad> folded[kQuads * kQuad] = {};
+#pragma GCC unroll 32
+  for (int e = 0; e < P * P; ++e) folded[e] = fold<W, A>(sums[e / P][e % P]);
+  A tile[kQuads * kQuad];
+#pragma GCC unroll 32
+  for (int q = 0; q < kQuads; ++q) store(tile + q * kQuad, sums_of_lanes(folded + q * kQuad));
+  for (int e = 0; e < P * P; ++e) products[e] += static_cast<double>(tile[e]);
 }
 
 // Thin entries, one for each CPU level.
-#define INFOSLICE_PACK_ENTRY(suffix, target, bytes)                                              \
-  template <class A, class Reader>                                                               \
-  target void pack_panel_##suffix(const Reader& reader, int64_t first, int used, int64_t begin,  \
-                                  int64_t count, const A* shift, A* panel, PanelSums<A>& sums) { \
-    pack_panel_body<A, bytes / int(sizeof(A))>(reader, first, used, begin, count, shift, panel,  \
-                                               sums);                                            \
+#define INFOSLICE_TILE_ENTRY(suffix, target, bytes, panel)                                    \
+  template <class A, bool kDiagonal>                                                          \
+  target void tile_##suffix(const A* left, const A* right, int64_t blocks, Ahead ahead, double* products) { \
+    tile_body<A, bytes / int(sizeof(A)), panel, kDiagonal>(left, right, blocks, ahead, products);    \
   }
-INFOSLICE_PACK_ENTRY(v4, INFOSLICE_TARGET_V4, 64)
-INFOSLICE_PACK_ENTRY(v3, INFOSLICE_TARGET_V3, 32)
-INFOSLICE_PACK_ENTRY(base, , 16)
-#undef INFOSLICE_PACK_ENTRY
+INFOSLICE_TILE_ENTRY(v4, INFOSLICE_TARGET_V4, 64, 5)
+INFOSLICE_TILE_ENTRY(v3, INFOSLICE_TARGET_V3, 32, 3)
+INFOSLICE_TILE_ENTRY(base, , 16, kBaselinePanel)
+#undef INFOSLICE_TILE_ENTRY
 
-#define INFOSLICE_TILES_ENTRY(suffix, target, bytes, accumulators)                          \
-  template <class A>                                                                        \
-  target void tile_##suffix(const A* left, const A* right, int64_t count, MergeRows rows,   \
-                            MergeColumns columns, double* moments) {                        \
-    constexpr int kLanes = bytes / int(sizeof(A));                                          \
-    tile_body<A, kLanes, accumulators * kLanes / kPanel>(left, right, count, rows, columns, \
-                                                         moments);                          \
-  }
-INFOSLICE_TILES_ENTRY(v4, INFOSLICE_TARGET_V4, 64, 16)
-INFOSLICE_TILES_ENTRY(v3, INFOSLICE_TARGET_V3, 32, 8)
-INFOSLICE_TILES_ENTRY(base, , 16, 8)
-#undef INFOSLICE_TILES_ENTRY
-
-template <class A, class Reader>
-void pack_panel(const Reader& reader, int64_t first, int used, int64_t begin, int64_t count,
-                const A* shift, A* panel, PanelSums<A>& sums) {
+template <class A, bool kDiagonal>
+void tile(const A* left, const A* right, int64_t blocks, Ahead ahead, double* products) {
   switch (cpu_level()) {
     case CpuLevel::v4:
-      return pack_panel_v4(reader, first, used, begin, count, shift, panel, sums);
+      return tile_v4<A, kDiagonal>(left, right, blocks, ahead, products);
     case CpuLevel::v3:
-      return pack_panel_v3(reader, first, used, begin, count, shift, panel, sums);
+      return tile_v3<A, kDiagonal>(left, right, blocks, ahead, products);
     case CpuLevel::baseline:
-      return pack_panel_base(reader, first, used, begin, count, shift, panel, sums);
-  }
-}
-
-// What the driver sees of an input: the number of variables and samples, and panels of it. Virtual,
-// so that the driver is compiled once for each working type and not for each kind and type of
-// input.
-class Source {
- public:
-  virtual ~Source() = default;
-  virtual int64_t variables() const = 0;
-  virtual int64_t count() const = 0;
-  virtual void read(int64_t variable, int64_t begin, int64_t count, float* to) const = 0;
-  virtual void read(int64_t variable, int64_t begin, int64_t count, double* to) const = 0;
-  virtual void pack(int64_t first, int used, int64_t begin, int64_t count, const float* shift,
-                    float* panel, PanelSums<float>& sums) const = 0;
-  virtual void pack(int64_t first, int used, int64_t begin, int64_t count, const double* shift,
-                    double* panel, PanelSums<double>& sums) const = 0;
-};
-
-template <class Reader>
-class PackedSource final : public Source {
- public:
-  explicit PackedSource(const Reader& reader) : reader_(reader) {}
-  int64_t variables() const override { return reader_.variables(); }
-  int64_t count() const override { return reader_.count(); }
-  void read(int64_t variable, int64_t begin, int64_t count, float* to) const override {
-    reader_.read(variable, begin, count, to);
-  }
-  void read(int64_t variable, int64_t begin, int64_t count, double* to) const override {
-    reader_.read(variable, begin, count, to);
-  }
-  void pack(int64_t first, int used, int64_t begin, int64_t count, const float* shift, float* panel,
-            PanelSums<float>& sums) const override {
-    // Double inputs have double tiles.
-    if constexpr (!std::is_same_v<typename Reader::T, double>)
-      pack_panel(reader_, first, used, begin, count, shift, panel, sums);
-  }
-  void pack(int64_t first, int used, int64_t begin, int64_t count, const double* shift,
-            double* panel, PanelSums<double>& sums) const override {
-    pack_panel(reader_, first, used, begin, count, shift, panel, sums);
-  }
-
- private:
-  const Reader reader_;
-};
-
-template <class A>
-void tile(const A* left, const A* right, int64_t count, MergeRows rows, MergeColumns columns,
-          double* moments) {
-  switch (cpu_level()) {
-    case CpuLevel::v4:
-      return tile_v4(left, right, count, rows, columns, moments);
-    case CpuLevel::v3:
-      return tile_v3(left, right, count, rows, columns, moments);
-    case CpuLevel::baseline:
-      return tile_base(left, right, count, rows, columns, moments);
+      return tile_base<A, kDiagonal>(left, right, blocks, ahead, products);
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <type_traits>
@@ -106,27 +107,32 @@ struct Side {
 
   // The first shift is the mean of a quarter of the first chunk, summed relative to its first
   // sample, so that a constant channel has deviations of exactly zero.
-  void start(int64_t begin, int64_t count, const Packed<A>& packed, int threads) {
+  void start(int64_t count, int threads) {
     for (int64_t v = 0; v < variables; ++v) {
       double first;
-      source.read(v, begin, 1, &first);
+      source.read(v, 0, 1, &first);
       shift[v] = static_cast<A>(first);
     }
     count = (count + 3) / 4;
-    pack(begin, count, packed, threads);
+    pack(0, count, Panels<A>(variables, count).packed(), threads);
     const double n = static_cast<double>(count);
     for (int64_t v = 0; v < variables; ++v)
       shift[v] = rounded(static_cast<double>(shift[v]) + chunk[v].sum / n,
                          std::sqrt(chunk[v].square / n));
   }
 
-  // Rounds to a sixteenth of the deviation: nothing to the size of the products, but samples of few
-  // digits (bfloat16, pixels) keep few, so that their sums are exact where a shift of full
+  // Rounds to about a sixteenth of the deviation: nothing to the size of the products, but samples
+  // of few digits (bfloat16, pixels) keep few, so that their sums are exact where a shift of full
   // precision would make every addition round the same way.
   static A rounded(double value, double deviation) {
-    if (!(deviation > 0 && deviation < 1e300)) return static_cast<A>(value);
-    const double unit = std::ldexp(1.0, std::ilogb(deviation) - 4);
-    return static_cast<A>(std::nearbyint(value / unit) * unit);
+    if (!(deviation > 1e-300 && deviation < 1e280)) return static_cast<A>(value);
+    uint64_t bits;
+    std::memcpy(&bits, &deviation, sizeof(bits));
+    bits &= uint64_t{0x7ff} << 52;  // a power of two
+    std::memcpy(&deviation, &bits, sizeof(bits));
+    // The last place of numbers of this size is that of a sixteenth.
+    const double large = deviation * (0x3p51 / 16);
+    return static_cast<A>((value + large) - large);
   }
 
   void advance() {
@@ -174,7 +180,7 @@ struct Side {
 template <class A>
 class Moments {
  public:
-  Moments(const Source& x, const Source* y)
+  Moments(const Side<A>& x, const Side<A>* y)
       : x_(x),
         y_(y ? std::make_unique<Side<A>>(*y) : nullptr),
         packing_(packing<A>()),
@@ -191,8 +197,6 @@ class Moments {
     const std::unique_ptr<const Panels<A>> panels_y =
         y_ ? std::make_unique<Panels<A>>(y_->variables, most) : nullptr;
     const Packed<A> x = panels_x.packed(), y = y_ ? panels_y->packed() : x;
-    x_.start(begin, chunks.count(begin, end), x, threads);
-    if (y_) y_->start(begin, chunks.count(begin, end), y, threads);
     while (begin < end) {
       const int64_t count = chunks.count(begin, end), next = begin + count;
       // Near the mean, products are as accurate for means of 100 standard deviations as for none.
@@ -252,7 +256,7 @@ class Moments {
     std::vector<double> line(static_cast<size_t>(columns_ * packing_.panel));
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t end = row_length(row);
-      gather_row(row_of_tiles(row), end, line.data());
+      gather_row(row, line.data());
       const double minus = -x_.sum[row] / n;
       Out* to = cov + row * columns;
       int outside = 0;
@@ -292,9 +296,16 @@ class Moments {
   }
 
   // One row of products out of its tiles.
-  void gather_row(const double* tiles, int64_t end, double* line) const {
-    for (int64_t c = 0; c < end; c += packing_.panel, tiles += tile_size())
-      for (int i = 0; i < packing_.panel; ++i) line[c + i] = tiles[i];
+  void gather_row(int64_t row, double* line) const {
+    const double* tiles = row_of_tiles(row);
+    const auto gather = [&](auto panel) {
+      for (int64_t c = 0; c < row_length(row); c += panel, tiles += panel * panel)
+        for (int i = 0; i < panel; ++i) line[c + i] = tiles[i];
+    };
+    if (packing_.panel == 5)
+      gather(std::integral_constant<int, 5>{});
+    else
+      gather(std::integral_constant<int, 3>{});
   }
 
   // sum (x - a - step_x) (y - b - step_y) out of sum (x - a) (y - b).
@@ -303,6 +314,10 @@ class Moments {
     std::vector<double> step_x, step_y;
     x_.move(n, to_x, step_x);
     if (y_) y_->move(n, to_y, step_y);
+    const auto is_zero = [](double step) { return step == 0; };
+    if (std::all_of(step_x.begin(), step_x.end(), is_zero) &&
+        std::all_of(step_y.begin(), step_y.end(), is_zero))
+      return;
     const std::vector<double>& steps = y_ ? step_y : step_x;
     const std::vector<double>& sums = y_ ? y_->sum : x_.sum;
     for (int64_t row = 0; row < x_.variables; ++row) {
@@ -413,11 +428,18 @@ CovarianceOutcome solve(const Source& x, const Source* y, int64_t correction, co
   const int64_t widest = std::max(x.variables(), y ? y->variables() : 0);
   const int64_t slabs =
       widest > kSlabVariables ? 1 : std::min(kSlabs, std::max<int64_t>(1, n / kSlabSamples));
-  const int64_t chunk = Chunks<A>(x).size();
-  const int64_t slab = (n / slabs + chunk - 1) / chunk * chunk;
+  const Chunks<A> chunks(x);
+  const int64_t slab = (n / slabs + chunks.size() - 1) / chunks.size() * chunks.size();
+  Side<A> side_x(x);
+  side_x.start(chunks.count(0, n), threads);
+  std::unique_ptr<Side<A>> side_y;
+  if (y) {
+    side_y = std::make_unique<Side<A>>(*y);
+    side_y->start(chunks.count(0, n), threads);
+  }
   std::vector<std::unique_ptr<Moments<A>>> moments(slabs);
   const auto run_slab = [&](int64_t s) {
-    moments[s] = std::make_unique<Moments<A>>(x, y);
+    moments[s] = std::make_unique<Moments<A>>(side_x, side_y.get());
     moments[s]->add(std::min(n, s * slab), s + 1 == slabs ? n : std::min(n, (s + 1) * slab),
                     threads);
   };

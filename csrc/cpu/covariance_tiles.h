@@ -37,32 +37,64 @@ Packing packing() {
   }
 }
 
-template <class V, size_t... I>
-INFOSLICE_INLINE auto add_halves(const V& v, std::index_sequence<I...>) {
-  return __builtin_shufflevector(v, v, int(I)...) +
-         __builtin_shufflevector(v, v, int(I + sizeof...(I))...);
+// N lanes of a vector from one on.
+template <class A, int N, class V>
+INFOSLICE_INLINE Vec<A, N> slice(const V* v, int from) {
+  Vec<A, N> lanes;
+  __builtin_memcpy(&lanes, reinterpret_cast<const A*>(v) + from, sizeof(lanes));
+  return lanes;
 }
 
-// W partial sums to the 16 bytes of a Vec<A, 16 / sizeof(A)>.
-template <int W, class A, class V>
-INFOSLICE_INLINE auto fold(const V& v) {
-  if constexpr (W * sizeof(A) == 16) {
-    return v;
-  } else {
-    return fold<W / 2, A>(add_halves(v, std::make_index_sequence<W / 2>{}));
-  }
+// The sum of both halves of a vector.
+template <class A, int W>
+INFOSLICE_INLINE Vec<A, W / 2> add_halves(const Vec<A, W>& v) {
+  return slice<A, W / 2>(&v, 0) + slice<A, W / 2>(&v, W / 2);
 }
 
-// The sums of the lanes of 4 (float) or 2 (double) vectors of 16 bytes, in one vector.
-INFOSLICE_INLINE Vec<float, 4> sums_of_lanes(const Vec<float, 4>* v) {
+// [sum of both halves of a, of b].
+INFOSLICE_INLINE Vec<float, 8> pair_halves(const Vec<float, 8>& a, const Vec<float, 8>& b) {
+  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
+         __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+}
+INFOSLICE_INLINE Vec<double, 4> pair_halves(const Vec<double, 4>& a, const Vec<double, 4>& b) {
+  return __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+}
+
+// Within each 16 bytes: the sums of the lanes of 4 (float) or 2 (double) vectors.
+INFOSLICE_INLINE Vec<float, 4> sums_of_quads(const Vec<float, 4>* v) {
   const auto ab = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5) +
                   __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7);
   const auto cd = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5) +
                   __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
   return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
 }
-INFOSLICE_INLINE Vec<double, 2> sums_of_lanes(const Vec<double, 2>* v) {
+INFOSLICE_INLINE Vec<float, 8> sums_of_quads(const Vec<float, 8>* v) {
+  const auto ab = __builtin_shufflevector(v[0], v[1], 0, 8, 1, 9, 4, 12, 5, 13) +
+                  __builtin_shufflevector(v[0], v[1], 2, 10, 3, 11, 6, 14, 7, 15);
+  const auto cd = __builtin_shufflevector(v[2], v[3], 0, 8, 1, 9, 4, 12, 5, 13) +
+                  __builtin_shufflevector(v[2], v[3], 2, 10, 3, 11, 6, 14, 7, 15);
+  return __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) +
+         __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+}
+INFOSLICE_INLINE Vec<double, 2> sums_of_quads(const Vec<double, 2>* v) {
   return __builtin_shufflevector(v[0], v[1], 0, 2) + __builtin_shufflevector(v[0], v[1], 1, 3);
+}
+INFOSLICE_INLINE Vec<double, 4> sums_of_quads(const Vec<double, 4>* v) {
+  return __builtin_shufflevector(v[0], v[1], 0, 4, 2, 6) +
+         __builtin_shufflevector(v[0], v[1], 1, 5, 3, 7);
+}
+
+// The sums of the lanes of L vectors of L lanes.
+template <class A, int L>
+INFOSLICE_INLINE Vec<A, L> sums_of_lanes(const Vec<A, L>* v) {
+  constexpr int kQ = 16 / sizeof(A);
+  if constexpr (L == kQ) {
+    return sums_of_quads(v);
+  } else {
+    Vec<A, L> pairs[kQ];
+    for (int i = 0; i < kQ; ++i) pairs[i] = pair_halves(v[i], v[i + kQ]);
+    return sums_of_quads(pairs);
+  }
 }
 
 // Memory that the next chunk will read, fetched `step` bytes further with each block of a tile.
@@ -92,15 +124,36 @@ INFOSLICE_INLINE void tile_body(const A* left, const A* right, int64_t blocks, A
       for (int c = 0; c < (kDiagonal ? r + 1 : P); ++c) sums[r][c] += a * b[c];
     }
   }
-  constexpr int kQuad = 16 / sizeof(A);
-  constexpr int kQuads = (P * P + kQuad - 1) / kQuad;
-  Vec<A, kQuad> folded[kQuads * kQuad] = {};
+  // As many sums at a time as 32 bytes have lanes.
+  constexpr int L = W * sizeof(A) == 64 ? W / 2 : W;
 #pragma GCC unroll 32
-  for (int e = 0; e < P * P; ++e) folded[e] = fold<W, A>(sums[e / P][e % P]);
-  A tile[kQuads * kQuad];
-#pragma GCC unroll 32
-  for (int q = 0; q < kQuads; ++q) store(tile + q * kQuad, sums_of_lanes(folded + q * kQuad));
-  for (int e = 0; e < P * P; ++e) products[e] += static_cast<double>(tile[e]);
+  for (int e = 0; e < P * P; e += L) {
+    Vec<A, L> partial[L] = {};
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if (e + i >= P * P) break;
+      const V& sum = sums[(e + i) / P][(e + i) % P];
+      if constexpr (L == W) {
+        partial[i] = sum;
+      } else {
+        partial[i] = add_halves<A, W>(sum);
+      }
+    }
+    const Vec<A, L> tile = sums_of_lanes<A, L>(partial);
+    constexpr int D = W * sizeof(A) / 8 < L ? W * sizeof(A) / 8 : L;  // doubles of a register
+    using Doubles = Vec<double, D>;
+#pragma GCC unroll 4
+    for (int i = 0; i < L; i += D) {
+      const auto part = __builtin_convertvector(slice<A, D>(&tile, i), Doubles);
+      if (e + i + D <= P * P) {
+        store(products + e + i, load<Doubles>(products + e + i) + part);
+      } else {
+        double rest[D];
+        store(rest, part);
+        for (int c = 0; c < P * P - e - i; ++c) products[e + i + c] += rest[c];
+      }
+    }
+  }
 }
 
 // Thin entries, one for each CPU level.

@@ -8,20 +8,25 @@
 // convolution (Patches), where a variable is (channel, kernel row, kernel column), in the order of
 // torch.nn.functional.unfold, and padding counts as zeros; the unfolded matrix is never built.
 //
-// Accumulation. Samples come in chunks. Each is shifted by the running mean, which makes the
-// products as accurate for means of 100 standard deviations as for none; products are summed in
-// tiles of the working type (float for float, bfloat16 and float16 inputs, double for double) and
-// flushed to double after each chunk, together with the rank-one terms of the merge of means and
-// moments (Chan, Golub and LeVeque 1983). Relative error, max |error| / max |cov|: below 2e-6 with
-// float tiles, 1e-13 with double. Where the deviations of a channel are too large or too small for
-// float tiles (outside 1e-15 to 1e15 on average) everything is done in double.
+// Accumulation. Samples come in chunks of some hundred. Each is shifted by about the running mean,
+// which makes the products as accurate for means of 100 standard deviations as for none; products
+// are summed in tiles of the working type (float for float, bfloat16 and float16 inputs, double for
+// double) and flushed to double after each chunk. Where the mean leaves the shift by half a standard
+// deviation, the sums are moved to a new one, and slabs of samples are put together, by the exact
+// formulas (Chan, Golub and LeVeque 1983), in double. Relative error, max |error| / max |cov|: below
+// 2e-6 with float tiles, 1e-13 with double. Where the deviations of a channel are too large or too
+// small for float tiles (outside 1e-15 to 1e15 in the root mean square) everything is done in double.
 //
 // Failure. A NaN or Inf in the input, and a result outside the range of the output type, are found
 // and told by batch item and variable; the output is then undefined. n > correction is the caller's
 // to check.
 //
-// The result does not depend on the number of threads. Memory: 8 bytes for each entry of a result's
-// triangle (8 of them at most, for at most 512 variables) and one chunk.
+// The result does not depend on the number of threads.
+//
+// Peak extra memory, with C variables (of x and y together): sums of products, 4 C^2 bytes (8 Cx Cy
+// of x with y), and the chunk at hand, at most 5 KB for each variable. Up to 512 variables there are
+// as many such sums as slabs, at most 8 (8.5 MB for 512 variables), and one chunk for each thread;
+// of a batch, each thread holds one item.
 #pragma once
 
 #include <cstdint>

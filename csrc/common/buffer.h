@@ -13,6 +13,21 @@
 
 namespace infoslice {
 
+constexpr size_t kLargePage = size_t{1} << 21;
+
+// Asks for large pages where memory is touched for the first time; without them nothing is lost
+// but time.
+inline void prefer_large_pages(void* data, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kLargePage - 1) / kLargePage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kLargePage;
+  if (begin < end)
+    madvise(reinterpret_cast<void*>(begin * kLargePage), (end - begin) * kLargePage, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 template <class T>
 class Buffer {
  public:
@@ -20,9 +35,7 @@ class Buffer {
       : size_(static_cast<size_t>(size)),
         alignment_(size_ * sizeof(T) >= 2 * kLargePage ? kLargePage : 64),
         data_(static_cast<T*>(::operator new(size_ * sizeof(T), std::align_val_t{alignment_}))) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (alignment_ == kLargePage) madvise(data_, size_ * sizeof(T), MADV_HUGEPAGE);
-#endif
+    prefer_large_pages(data_, size_ * sizeof(T));
   }
   ~Buffer() { ::operator delete(data_, std::align_val_t{alignment_}); }
   Buffer(const Buffer&) = delete;
@@ -32,7 +45,6 @@ class Buffer {
   T* end() const { return data_ + size_; }
 
  private:
-  static constexpr size_t kLargePage = size_t{1} << 21;
   const size_t size_, alignment_;
   T* const data_;
 };

@@ -51,8 +51,7 @@ INFOSLICE_INLINE Vec<float, N> widen(const Vec<uint16_t, N>& bits, float16) {
   const Bits wide = __builtin_convertvector(bits, Bits);
   const Bits sign = (wide & 0x8000u) << 16, body = (wide & 0x7fffu) << 13;
   const Bits exponent = body & 0x0f800000u;
-  const Bits normal =
-      body + (112u << 23) + ((Bits)(exponent == 0x0f800000u) & (112u << 23));
+  const Bits normal = body + (112u << 23) + ((Bits)(exponent == 0x0f800000u) & (112u << 23));
   const Vec<float, N> subnormal = (Vec<float, N>)(body + (113u << 23)) - bits_to_float(113u << 23);
   const Bits small = (Bits)(exponent == 0u);
   return (Vec<float, N>)(sign | ((Bits)subnormal & small) | (normal & ~small));

@@ -15,11 +15,13 @@
 
 namespace infoslice::cpu {
 
-// The most samples of a chunk (of floats: a third of an image of 56 x 56 and a little more). A panel
-// is 12 to 21 KB, so that one stays in the first-level cache while the others that it is multiplied
-// with come from the second.
+// Samples in a chunk, typically and at most. A panel is 10 to 24 KB, so that one stays in the
+// first-level cache while the others that it is multiplied with come from the second; a fourth of
+// an image of 56 x 56 is 784 samples.
 template <class A>
-constexpr int64_t kChunk = 4224 / sizeof(A);
+constexpr int64_t kTypicalChunk = 3200 / sizeof(A);
+template <class A>
+constexpr int64_t kChunk = kTypicalChunk<A> * 3 / 2 + 16;
 
 // Variables packed together. Rows of them are a cache line of float or double.
 template <class A>
@@ -112,10 +114,14 @@ INFOSLICE_INLINE void pack_line(const T* from, int64_t count, A shift, A* to, in
     }
   }
   for (; k < count; k += W, to += block_size) {
-    A last[W] = {};
-    for (int64_t i = 0; i < W && k + i < count; ++i)
-      last[i] = static_cast<A>(widen(from[k + i])) - shift;
-    const V value = load<V>(last);
+    V value;
+    if (k + W <= count) {
+      value = widen_lanes<A, W>(from + k) - shifts;
+    } else {
+      A last[W] = {};
+      for (int64_t i = 0; k + i < count; ++i) last[i] = static_cast<A>(widen(from[k + i])) - shift;
+      value = load<V>(last);
+    }
     store(to, value);
     chains[0].add(value);
   }
@@ -154,8 +160,7 @@ constexpr int interleaved(int i) {
 }
 template <int kLanes, int kGroup, bool kHigh, class V, size_t... I>
 INFOSLICE_INLINE V interleave(const V& a, const V& b, std::index_sequence<I...>) {
-  return __builtin_shufflevector(a, b,
-                                 interleaved<sizeof...(I), kLanes, kGroup, kHigh>(int(I))...);
+  return __builtin_shufflevector(a, b, interleaved<sizeof...(I), kLanes, kGroup, kHigh>(int(I))...);
 }
 
 // Transposes the 4 x 4 (float) or 2 x 2 (double) blocks that Q vectors have in each 16 bytes.
@@ -251,8 +256,8 @@ class StripPacker {
       const auto gathered = gather_pieces<T, W, kQ * sizeof(T)>(from, stride);
       return __builtin_convertvector(gathered, V);
     } else {
-      const auto bits = gather_pieces<uint16_t, W, kQ * 2>(
-          reinterpret_cast<const uint16_t*>(from), stride);
+      const auto bits =
+          gather_pieces<uint16_t, W, kQ * 2>(reinterpret_cast<const uint16_t*>(from), stride);
       return __builtin_convertvector(widen<W>(bits, T{}), V);
     }
   }
@@ -303,13 +308,13 @@ INFOSLICE_INLINE void pack_strip_body(const Reader& reader, int64_t first, int u
 }
 
 // Thin entries, one for each CPU level.
-#define INFOSLICE_PACK_ENTRY(suffix, target, bytes)                                           \
-  template <class A, class Reader>                                                            \
-  target void pack_strip_##suffix(const Reader& reader, int64_t first, int used,              \
-                                  int64_t begin, int64_t count, const A* shift,               \
-                                  const Packed<A>& packed, Sums* sums) {                      \
-    pack_strip_body<A, bytes / int(sizeof(A))>(reader, first, used, begin, count, shift,      \
-                                               packed, sums);                                 \
+#define INFOSLICE_PACK_ENTRY(suffix, target, bytes)                                              \
+  template <class A, class Reader>                                                               \
+  target void pack_strip_##suffix(const Reader& reader, int64_t first, int used, int64_t begin,  \
+                                  int64_t count, const A* shift, const Packed<A>& packed,        \
+                                  Sums* sums) {                                                  \
+    pack_strip_body<A, bytes / int(sizeof(A))>(reader, first, used, begin, count, shift, packed, \
+                                               sums);                                            \
   }
 INFOSLICE_PACK_ENTRY(v4, INFOSLICE_TARGET_V4, 64)
 INFOSLICE_PACK_ENTRY(v3, INFOSLICE_TARGET_V3, 32)

@@ -157,10 +157,11 @@ INFOSLICE_INLINE void tile_body(const A* left, const A* right, int64_t blocks, A
 }
 
 // Thin entries, one for each CPU level.
-#define INFOSLICE_TILE_ENTRY(suffix, target, bytes, panel)                                    \
-  template <class A, bool kDiagonal>                                                          \
-  target void tile_##suffix(const A* left, const A* right, int64_t blocks, Ahead ahead, double* products) { \
-    tile_body<A, bytes / int(sizeof(A)), panel, kDiagonal>(left, right, blocks, ahead, products);    \
+#define INFOSLICE_TILE_ENTRY(suffix, target, bytes, panel)                                        \
+  template <class A, bool kDiagonal>                                                              \
+  target void tile_##suffix(const A* left, const A* right, int64_t blocks, Ahead ahead,           \
+                            double* products) {                                                   \
+    tile_body<A, bytes / int(sizeof(A)), panel, kDiagonal>(left, right, blocks, ahead, products); \
   }
 INFOSLICE_TILE_ENTRY(v4, INFOSLICE_TARGET_V4, 64, 5)
 INFOSLICE_TILE_ENTRY(v3, INFOSLICE_TARGET_V3, 32, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -57,6 +58,50 @@ def test_a_thousand_channels_and_fewer_samples(assert_close, dtype):
 def test_slabs_of_many_samples(assert_close, dtype):
     x = samples(40_000, 20, dtype, 100)
     assert_close(ops.covariance(x).covariance, reference.covariance(x).covariance, dtype)
+
+
+# Lines and rows longer and shorter than a chunk, whole and broken strips, odd ends of all of them.
+PACKED_SHAPES = [
+    (3, 37, 45, 61),
+    (1, 16, 2500),
+    (2, 21, 900),
+    (5, 40, 196),
+    (70, 18, 7, 7),
+    (400, 6, 3),
+    (7, 70, 51, 16),
+]
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", PACKED_SHAPES, ids=str)
+def test_images(assert_close, shape, dtype, last):
+    x = samples(shape[0] * math.prod(shape[2:]), shape[1], dtype, 100)
+    x = x.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+    if not last:
+        x = x.contiguous()
+    result = ops.covariance(x, channel_dim=1)
+    expected = reference.covariance(x, channel_dim=1)
+    assert_close(result.covariance, expected.covariance, dtype)
+    assert_close(result.mean, expected.mean, dtype)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_number_of_16_bits(dtype, rows):
+    # A channel for each exponent, so that each is judged on a scale of its own.
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype)
+    x = bits[bits.isfinite()].float()
+    exponents = torch.frexp(x).exponent.clamp(min=-13 if dtype == torch.float16 else -40)
+    values = range(-13, 17) if dtype == torch.float16 else range(-40, 41)
+    channels = [x[exponents == e] for e in values]
+    count = min(map(len, channels))
+    x = torch.stack([channel[-count:] for channel in channels], dim=1).to(dtype)
+    if not rows:
+        x = x.T.contiguous().T
+    result, expected = ops.covariance(x, dtype=torch.float64), reference.covariance(x)
+    error = (result.covariance.diagonal() / expected.covariance.diagonal() - 1).abs().max()
+    assert error <= 2e-6
 
 
 def test_independent_judges(assert_close):
@@ -170,6 +215,31 @@ def test_drift_and_outliers_cost_no_accuracy(assert_close):
     assert_close(ops.covariance(x).covariance, reference.covariance(x).covariance, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_mean_that_wanders(assert_close, dtype):
+    # The shift is moved many times, within slabs and between them; channel 3 rests.
+    x = torch.randn(40_000, 20, dtype=torch.float64)
+    x += 300 * torch.sin(torch.arange(40_000) / 3000)[:, None] * torch.arange(20)
+    x[:, 3] = 5
+    x = x.to(dtype)
+    expected = reference.covariance(x)
+    for view in (x, x.T.contiguous().T):
+        result = ops.covariance(view)
+        assert_close(result.covariance, expected.covariance, dtype)
+        assert_close(result.mean, expected.mean, dtype)
+        assert (result.covariance[3] == 0).all()
+    cross = ops.cross_covariance(x[:, :9], x[:, 9:])
+    assert_close(cross.covariance, expected.covariance[:9, 9:], dtype)
+
+
+def test_a_variance_too_small_for_float32_is_not_lost(assert_close):
+    # The squares of these deviations are zero in float32, and so are their sums.
+    x = torch.tensor([1e-36, -1e-36]).repeat(500)[:, None]
+    result = ops.covariance(x, dtype=torch.float64)
+    assert_close(result.covariance, reference.covariance(x).covariance)
+    assert result.covariance.item() > 0
+
+
 @pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e17, 1e30])
 def test_scales_that_float32_squares_do_not_hold(assert_close, scale):
     x = torch.randn(300, 20) * scale
@@ -197,17 +267,26 @@ def test_shift_and_scale(assert_close):
     assert_close(ops.covariance(x @ mix).covariance, mix.T @ base @ mix, factor=10)
 
 
-@pytest.mark.parametrize("shape", [(40_000, 33), (600, 700)])
-def test_threads_change_nothing(shape):
-    x = torch.randn(shape)
-    one = ops.covariance(x)
+def in_threads(call):
     try:
         torch.set_num_threads(3)
-        several = ops.covariance(x)
+        return call()
     finally:
         torch.set_num_threads(1)
-    assert torch.equal(one.covariance, several.covariance)
-    assert torch.equal(one.mean, several.mean)
+
+
+@pytest.mark.parametrize("shape", [(40_000, 33), (600, 700), (9, 70, 60, 60), (3, 600, 30, 30)])
+def test_threads_change_nothing(shape):
+    x = torch.randn(shape)
+    calls = [
+        lambda: ops.covariance(x, channel_dim=1),
+        lambda: ops.cross_covariance(x, x.narrow(1, 5, 20), channel_dim=1),
+    ]
+    if x.ndim == 4:
+        calls.append(lambda: ops.patch_covariance(x.narrow(1, 5, 20), 3, padding=1))
+    for call in calls:
+        for one, several in zip(call(), in_threads(call), strict=True):
+            assert torch.equal(one, several)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -337,7 +416,7 @@ def test_every_cpu_level(level):
         "torch.manual_seed(0)\n"
         "cases = ((torch.float64, 1e-13), (torch.float16, 2e-6), (torch.float32, 2e-6))\n"
         "for dtype, bound in cases:\n"
-        "    for shape in ((300, 45), (3, 45, 11, 9)):\n"
+        "    for shape in ((300, 45), (3, 45, 11, 9), (2, 33, 61, 43), (20000, 18)):\n"
         "        x = (torch.randn(shape) + 30).to(dtype)\n"
         "        result = ops.covariance(x, channel_dim=1).covariance\n"
         "        expected = reference.covariance(x, channel_dim=1).covariance\n"

@@ -226,9 +226,21 @@ void covariances(int64_t n, int64_t channels, int threads) {
   expect(cpu::covariance<T, Out>(&samples, 1, 1, cov.data(), mean.data(), threads).kind ==
              CovarianceOutcome::ok,
          where);
-  expect(cpu::cross_covariance<T, Out>(&samples, &samples, 1, 1, cross.data(), mean.data(),
+  // The same samples channel by channel, in two images of unequal distance to the next line.
+  Array<T> lines(x.size());
+  for (int64_t k = 0; k < n; ++k)
+    for (int64_t c = 0; c < channels; ++c)
+      lines[static_cast<size_t>(c * n + k)] = x[static_cast<size_t>(k * channels + c)];
+  const Samples by_line = n % 2 == 0
+                              ? Samples{lines.data(), channels, n, {{2, n / 2}, {n / 2, 1}}, 2}
+                              : Samples{lines.data(), channels, n, {{n, 1}}, 1};
+  expect(cpu::cross_covariance<T, Out>(&samples, &by_line, 1, 1, cross.data(), mean.data(),
                                        other.data(), threads)
                  .kind == CovarianceOutcome::ok,
+         where);
+  Array<Out> again(cov);
+  expect(cpu::covariance<T, Out>(&by_line, 1, 1, again.data(), mean.data(), threads).kind ==
+             CovarianceOutcome::ok,
          where);
   for (int64_t i = 0; i < channels; ++i) {
     for (int64_t j = 0; j < channels; ++j) {
@@ -239,7 +251,8 @@ void covariances(int64_t n, int64_t channels, int threads) {
         sum += (at(k, i) - mean_i) * (at(k, j) - mean_j) / static_cast<double>(n - 1);
       const size_t e = static_cast<size_t>(i * channels + j);
       expect(std::abs(sum - static_cast<double>(cov[e])) < 1e-4 &&
-                 std::abs(sum - static_cast<double>(cross[e])) < 1e-4,
+                 std::abs(sum - static_cast<double>(cross[e])) < 1e-4 &&
+                 std::abs(sum - static_cast<double>(again[e])) < 1e-4,
              where);
     }
   }
@@ -333,8 +346,9 @@ void run(int threads) {
       }
     }
   }
-  for (int64_t channels : {1, 2, 31, 33, 65}) {
-    for (int64_t n : {2, 37, 300}) {
+  for (int64_t channels : {1, 2, 16, 31, 33, 65}) {
+    for (int64_t n : {2, 37, 300, 1301, 20000}) {
+      if (n * channels > 50000) continue;
       covariances<float, float>(n, channels, threads);
       covariances<double, double>(n, channels, threads);
       covariances<float16, float>(n, channels, threads);

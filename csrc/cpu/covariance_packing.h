@@ -292,7 +292,11 @@ INFOSLICE_INLINE void pack_strip_body(const Reader& reader, int64_t first, int u
     if constexpr (packer.kQ * sizeof(T) >= 8) {  // shorter pieces are not worth a way of their own
       length = length < count - k ? length : count - k;
       if (used == kStrip<A> && length >= W) {
-        for (; length >= W; length -= W, k += W, from += W * stride) packer.block(from, stride);
+        for (; length >= W; length -= W, k += W, from += W * stride) {
+          // Rows lie too far apart for the hardware to see them coming.
+          for (int i = 0; i < W; ++i) __builtin_prefetch(from + (2 * W + i) * stride);
+          packer.block(from, stride);
+        }
         continue;
       }
     }

@@ -7,15 +7,18 @@
 
 #include "common/parallel.h"
 #include "cpu/dense.h"
+#include "cpu/interleaved.h"
 #include "cpu/widest.h"
 
 namespace infoslice::cpu {
 namespace {
 
-// Up to this order a batch is factored with one matrix per lane: no shuffles, no tails, no short
-// loops. Above it the interleaved matrices fall out of L2 and one matrix alone fills the registers.
+// Up to these orders matrices are factored one per lane of a register. Small ones always, if there
+// are two: alone they leave most of a register empty. Larger ones in whole groups, the rest one by
+// one: above the second limit the interleaved matrices of a group fall out of the caches.
 constexpr int64_t kInterleavedOrder = 64;
-constexpr int kTile = 4;  // rows and columns of a register tile of the interleaved kernel
+constexpr int64_t kInterleavedGroupOrder = 256;
+constexpr int64_t kGroup = 16;  // the most lanes there are
 
 /// A product of positive numbers as mantissa and exponent.
 struct Product {
@@ -45,113 +48,6 @@ struct Product {
   }
 };
 
-// ---- one matrix per lane ------------------------------------------------------------------------
-
-template <class T>
-struct Batch {
-  const T* a;
-  int64_t count;
-  int64_t d;
-  T* factor;  // null where only the log-determinant is wanted
-  T* logdet;  // null where only the factor is wanted
-  int32_t* info;
-};
-
-constexpr int64_t tiled(int64_t d) { return (d + kTile - 1) / kTile * kTile; }
-
-/// u[j][i] = lane by lane element (i, j) of the lower triangle; the border up to a whole tile is
-/// the identity.
-template <class V, int L, class T>
-INFOSLICE_INLINE void interleave(const T* a, int64_t count, int64_t d, V* u) {
-  const int64_t order = tiled(d);
-  const T* source[L];  // idle lanes repeat the last matrix
-  for (int l = 0; l < L; ++l) source[l] = a + std::min<int64_t>(l, count - 1) * d * d;
-  for (int64_t i = 0; i < d; ++i) {
-    for (int64_t j = 0; j <= i; ++j) {
-      T* to = reinterpret_cast<T*>(u + j * order + i);
-      for (int l = 0; l < L; ++l) to[l] = source[l][i * d + j];
-    }
-  }
-  for (int64_t i = d; i < order; ++i) {
-    for (int64_t j = 0; j <= i; ++j) u[j * order + i] = V{} + (i == j ? T(1) : T(0));
-  }
-}
-
-/// Factors the interleaved matrices in place (u upper triangular, u'u = A) and collects what the
-/// pivots tell.
-template <class V, int L, class T>
-INFOSLICE_INLINE void factor_lanes(V* u, int64_t d, bool want_logdet, Product (&product)[L],
-                                   int32_t (&info)[L]) {
-  const int64_t order = tiled(d);
-  for (int64_t k = 0; k < order; k += kTile) {
-    V scale[kTile];
-    for (int64_t c = k; c < order; c += kTile) {
-      V acc[kTile][kTile];
-      for (int i = 0; i < kTile; ++i) {
-        for (int j = 0; j < kTile; ++j) acc[i][j] = u[(k + i) * order + c + j];
-      }
-      for (int64_t r = 0; r < k; ++r) {
-        const V* row = u + r * order;
-        for (int i = 0; i < kTile; ++i) {
-          for (int j = 0; j < kTile; ++j) acc[i][j] -= row[k + i] * row[c + j];
-        }
-      }
-      for (int i = 0; i < kTile; ++i) {
-        for (int t = 0; t < i; ++t) {
-          const V multiplier = c == k ? acc[t][i] : u[(k + t) * order + k + i];
-          for (int j = 0; j < kTile; ++j) acc[i][j] -= multiplier * acc[t][j];
-        }
-        if (c == k) {
-          T pivot[L], inverse_root[L];
-          std::memcpy(pivot, &acc[i][i], sizeof(pivot));
-          for (int l = 0; l < L; ++l) inverse_root[l] = T(1) / std::sqrt(pivot[l]);
-          std::memcpy(&scale[i], inverse_root, sizeof(inverse_root));
-          for (int l = 0; l < L; ++l) {
-            const bool good = pivot[l] > T(0) && pivot[l] <= std::numeric_limits<T>::max();
-            info[l] = info[l] == 0 && !good ? static_cast<int32_t>(k + i + 1) : info[l];
-          }
-          if (want_logdet) {
-            for (int l = 0; l < L; ++l) product[l].multiply(pivot[l]);
-          }
-        }
-        for (int j = 0; j < kTile; ++j) {
-          acc[i][j] *= scale[i];
-          u[(k + i) * order + c + j] = acc[i][j];
-        }
-      }
-    }
-  }
-}
-
-template <int Bytes, class T>
-INFOSLICE_INLINE void interleaved_body(const Batch<T>& batch, T* workspace) {
-  constexpr int L = Bytes / static_cast<int>(sizeof(T));
-  using V = Vec<T, L>;
-  const int64_t d = batch.d, order = tiled(d);
-  V* u = reinterpret_cast<V*>(workspace);
-  for (int64_t begin = 0; begin < batch.count; begin += L) {
-    const int lanes = static_cast<int>(std::min<int64_t>(L, batch.count - begin));
-    Product product[L];
-    int32_t info[L] = {};
-    interleave<V, L>(batch.a + begin * d * d, lanes, d, u);
-    factor_lanes<V, L, T>(u, d, batch.logdet != nullptr, product, info);
-    for (int l = 0; l < lanes; ++l) {
-      const T failed = std::numeric_limits<T>::quiet_NaN();
-      batch.info[begin + l] = info[l];
-      if (batch.logdet)
-        batch.logdet[begin + l] = info[l] ? failed : static_cast<T>(product[l].log());
-      if (!batch.factor) continue;
-      T* out = batch.factor + (begin + l) * d * d;
-      for (int64_t i = 0; i < d; ++i) {
-        for (int64_t j = 0; j <= i; ++j) {
-          out[i * d + j] = info[l] ? failed : reinterpret_cast<const T*>(u + j * order + i)[l];
-        }
-        std::fill(out + i * d + i + 1, out + (i + 1) * d, T(0));
-      }
-    }
-  }
-}
-
 INFOSLICE_WIDEST(void, interleaved, (const Batch<float>& batch, float* workspace), interleaved_body,
                  (batch, workspace))
 INFOSLICE_WIDEST(void, interleaved, (const Batch<double>& batch, double* workspace),
@@ -159,23 +55,41 @@ INFOSLICE_WIDEST(void, interleaved, (const Batch<double>& batch, double* workspa
 
 // ---- one matrix at a time -----------------------------------------------------------------------
 
+/// The upper triangle of `to` and zeros below it, from the lower triangle of matrix b of the batch.
 template <class T>
-void one_matrix(const T* a, int64_t d, T* factor, T* logdet, int32_t* info, T* workspace) {
-  const int64_t stride = padded_stride<T>(d);
-  load_upper(a, d, workspace, stride, stride);
-  *info = static_cast<int32_t>(eliminate(Rows<T>{workspace, 0, d, d, stride, d}));
+void load_matrix(const Batch<T>& batch, int64_t b, T* to, int64_t stride) {
+  const int64_t d = batch.d;
+  if (!batch.index) return load_upper(batch.a + b * d * d, d, to, stride, stride);
+  const int64_t* index = batch.index + b * d;
+  for (int64_t i = 0; i < d; ++i) {
+    std::fill(to + i * stride, to + (i + 1) * stride, T(0));
+    for (int64_t j = i; j < d; ++j)
+      to[i * stride + j] =
+          batch.a[lower_offset(index[i] * batch.n, index[i], index[j] * batch.n, index[j])];
+    if (std::find(index, index + i, index[i]) != index + i)
+      to[i * stride + i] = std::numeric_limits<T>::quiet_NaN();
+  }
+}
+
+template <class T>
+void one_matrix(const Batch<T>& batch, int64_t b, T* workspace) {
+  const int64_t d = batch.d, stride = padded_stride<T>(d);
+  load_matrix(batch, b, workspace, stride);
+  const int32_t info = static_cast<int32_t>(eliminate(Rows<T>{workspace, 0, d, d, stride, d}));
   const T failed = std::numeric_limits<T>::quiet_NaN();
-  if (logdet) {
+  batch.info[b] = info;
+  if (batch.logdet) {
     Product product;
-    for (int64_t i = 0; i < d && *info == 0; ++i) {
+    for (int64_t i = 0; i < d && info == 0; ++i) {
       product.multiply(workspace[i * stride + i]);
       product.normalise();
     }
-    *logdet = *info ? failed : static_cast<T>(2 * product.log());
+    batch.logdet[b] = info ? failed : static_cast<T>(2 * product.log());
   }
-  if (factor) {
+  if (batch.factor) {
+    T* factor = batch.factor + b * d * d;
     for (int64_t i = 0; i < d; ++i) std::fill(factor + i * d + i, factor + (i + 1) * d, T(0));
-    if (*info) {
+    if (info) {
       for (int64_t i = 0; i < d; ++i) std::fill(factor + i * d, factor + i * d + i + 1, failed);
     } else {
       transpose_upper(workspace, d, stride, factor, d);
@@ -187,30 +101,30 @@ template <class T>
 void run(const Batch<T>& batch, int threads) {
   const int64_t d = batch.d;
   if (batch.count == 0 || d == 0) return;
-  const double flops = static_cast<double>(d) * d * d / 3 + 10.0 * d * d;
-  threads = threads_for(threads, static_cast<double>(batch.count) * flops / 20);
-  const bool small = d <= kInterleavedOrder && batch.count > 1;
-  const int64_t tasks = std::min<int64_t>(batch.count, 4 * threads);
+  const double square = static_cast<double>(d) * d, gathering = batch.index ? 0.6 : 0;
+  const double nanoseconds = sizeof(T) / 4.0 * (d / 240.0 + 1.0 / 6) * square + gathering * square;
+  threads = threads_for(threads, static_cast<double>(batch.count) * nanoseconds);
+  // The first `laned` matrices are interleaved. Tasks are whole groups of them, so that the company
+  // of a matrix in its register does not depend on the number of threads.
+  const int64_t laned = d <= kInterleavedOrder && batch.count > 1 ? batch.count
+                        : d <= kInterleavedGroupOrder             ? batch.count / kGroup * kGroup
+                                                                  : 0;
+  const int64_t groups = (laned + kGroup - 1) / kGroup;
+  const int64_t units = groups + batch.count - laned;
+  const int64_t tasks = std::min<int64_t>(units, 4 * threads);
+  const auto start = [&](int64_t unit) {
+    return unit < groups ? unit * kGroup : laned + unit - groups;
+  };
   parallel_for(threads, tasks, [&](int64_t task) {
-    // Whole groups of 16 lanes per task, so that the lanes of a matrix do not depend on the number
-    // of threads.
-    const int64_t unit = small ? 16 : 1;
-    const int64_t units = (batch.count + unit - 1) / unit;
-    const int64_t begin = units * task / tasks * unit;
-    const int64_t end = std::min(batch.count, units * (task + 1) / tasks * unit);
-    if (begin >= end) return;
-    if (small) {
-      Workspace<T> workspace(tiled(d) * tiled(d) * 64 / static_cast<int64_t>(sizeof(T)));
-      interleaved(Batch<T>{batch.a + begin * d * d, end - begin, d,
-                           batch.factor ? batch.factor + begin * d * d : nullptr,
-                           batch.logdet ? batch.logdet + begin : nullptr, batch.info + begin},
-                  workspace.get());
-    } else {
+    const int64_t begin = start(units * task / tasks), end = start(units * (task + 1) / tasks);
+    if (begin < laned) {
+      const int64_t bytes = interleaved_workspace(d, batch.index != nullptr);
+      Workspace<T> workspace(bytes / static_cast<int64_t>(sizeof(T)));
+      interleaved(batch.part(begin, std::min(end, laned)), workspace.get());
+    }
+    if (end > laned) {
       Workspace<T> workspace(d * padded_stride<T>(d));
-      for (int64_t b = begin; b < end; ++b) {
-        one_matrix(batch.a + b * d * d, d, batch.factor ? batch.factor + b * d * d : nullptr,
-                   batch.logdet ? batch.logdet + b : nullptr, batch.info + b, workspace.get());
-      }
+      for (int64_t b = std::max(begin, laned); b < end; ++b) one_matrix(batch, b, workspace.get());
     }
   });
 }
@@ -227,9 +141,19 @@ void logdet(const T* a, int64_t batch, int64_t d, T* logdet, int32_t* info, int 
   run(Batch<T>{a, batch, d, nullptr, logdet, info}, threads);
 }
 
+template <class T>
+void submatrix_logdet(const T* cov, int64_t n, const int64_t* index, int64_t count, int64_t k,
+                      T* logdet, int32_t* info, int threads) {
+  run(Batch<T>{cov, count, k, nullptr, logdet, info, index, n}, threads);
+}
+
 template void cholesky(const float*, int64_t, int64_t, float*, int32_t*, int);
 template void cholesky(const double*, int64_t, int64_t, double*, int32_t*, int);
 template void logdet(const float*, int64_t, int64_t, float*, int32_t*, int);
 template void logdet(const double*, int64_t, int64_t, double*, int32_t*, int);
+template void submatrix_logdet(const float*, int64_t, const int64_t*, int64_t, int64_t, float*,
+                               int32_t*, int);
+template void submatrix_logdet(const double*, int64_t, const int64_t*, int64_t, int64_t, double*,
+                               int32_t*, int);
 
 }  // namespace infoslice::cpu

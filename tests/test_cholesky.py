@@ -1,7 +1,8 @@
-"""cholesky and logdet against float64 references, LAPACK and their own algebra."""
+"""cholesky, logdet, submatrix_logdet against float64 references, LAPACK and their own algebra."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -136,6 +137,37 @@ def test_a_nan_anywhere_in_the_lower_triangle_is_found(d, spd):
     assert info.tolist() == [max(rows[e], columns[e]) + 1 for e in some]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("d", "batch"), [(65, 50), (96, 16), (128, 33), (255, 17), (257, 16)])
+def test_whole_groups_and_what_is_left(d, batch, dtype, spd):
+    a = spd(d, 100.0, (batch,)).to(dtype)
+    assert_factors(a, ops.cholesky(a).factor)
+    assert_logdet(ops.logdet(a).logdet, a, 100.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("d", [1, 3, 8, 16, 33, 70])
+def test_failures_touch_no_neighbour(d, dtype, spd):
+    a = spd(d, 10.0, (40,)).to(dtype)
+    good = ops.cholesky(a).factor, ops.logdet(a).logdet
+    expected = torch.zeros(40, dtype=torch.int32)
+    for matrix, k, bad in [(0, 1, 0.0), (5, d, -1.0), (6, d, torch.inf), (31, 1, torch.nan)]:
+        a[matrix, k - 1, k - 1] = bad
+        expected[matrix] = k
+    a[39] = -torch.inf
+    expected[39] = 1
+    factor, info = ops.cholesky(a)
+    value, info_of_logdet = ops.logdet(a)
+    assert torch.equal(info, expected)
+    assert torch.equal(info_of_logdet, expected)
+    assert torch.equal(value.isnan(), expected > 0)
+    ok = expected == 0
+    assert torch.equal(factor[ok], good[0][ok])
+    assert torch.equal(value[ok], good[1][ok])
+    assert factor[~ok].tril().isnan().sum() == 5 * d * (d + 1) // 2
+    assert torch.equal(factor.triu(1), torch.zeros_like(factor))
+
+
 def test_logdet_beyond_the_range_of_the_determinant():
     scales = torch.logspace(-300, 300, 61, dtype=torch.float64)
     a = scales.diag_embed().repeat(3, 1, 1)
@@ -153,6 +185,21 @@ def test_logdet_beyond_the_range_of_the_determinant():
     torch.testing.assert_close(
         ops.logdet(float32).logdet, torch.tensor([40 * np.log(1e-30)]).float()
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_pivots_of_every_exponent(dtype):
+    limits = torch.finfo(dtype)
+    extremes = [limits.max, limits.tiny, limits.tiny * limits.eps, 1.0]  # the third is subnormal
+    extremes = torch.tensor(extremes, dtype=torch.float64)
+    mixed = torch.cat([10 ** torch.linspace(-37, 38, 29, dtype=torch.float64), extremes])
+    for diagonal in (mixed, mixed.flip(0), extremes[:1].repeat(64), extremes[2:3].repeat(64)):
+        diagonal = diagonal.to(dtype)
+        a = diagonal.diag_embed().repeat(3, 1, 1)
+        value, info = ops.logdet(a)
+        assert not info.any()
+        expected = diagonal.double().log().sum().to(dtype).repeat(3)
+        torch.testing.assert_close(value, expected, rtol=4 * limits.eps, atol=1e3 * limits.eps)
 
 
 def test_algebra_of_the_logdet(spd):
@@ -221,26 +268,40 @@ def test_results_do_not_depend_on_threads_or_company(spd):
     assert torch.equal(few, one[0][[17, 300]])
 
 
+SHAPES_AT_LEVELS = [(3, 17), (6, 9), (8, 50), (16, 35), (33, 21), (64, 3), (100, 18), (129, 2)]
+
+
 @pytest.mark.parametrize("level", ["baseline", "v3", "v4"])
 def test_every_cpu_level(level, spd, tmp_path):
-    batches = [spd(d, 100.0, (batch,)) for d, batch in [(6, 9), (33, 21), (64, 3), (129, 2)]]
+    batches = [spd(d, 100.0, (batch,)) for d, batch in SHAPES_AT_LEVELS]
     torch.save(batches, tmp_path / "in.pt")
     code = f"""
 import torch
 from infoslice import ops
 batches = torch.load(r"{tmp_path / "in.pt"}")
+sets = torch.load(r"{tmp_path / "sets.pt"}")
 dtypes, functions = (torch.float32, torch.float64), (ops.cholesky, ops.logdet)
 out = [tuple(f(a.to(t))[0] for t in dtypes for f in functions) for a in batches]
-torch.save(out, r"{tmp_path / "out.pt"}")
+cov = batches[-1][0]
+values = [ops.submatrix_logdet(cov.to(t), index)[0] for t in dtypes for index in sets]
+torch.save((out, values), r"{tmp_path / "out.pt"}")
 """
+    sets = [torch.rand(37, 129).argsort(-1)[:, :k] for k in (1, 7, 16, 33, 70)]
+    torch.save(sets, tmp_path / "sets.pt")
     environment = {**os.environ, "INFOSLICE_CPU_LEVEL": level}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)
-    for a, results in zip(batches, torch.load(tmp_path / "out.pt"), strict=True):
+    out, values = torch.load(tmp_path / "out.pt")
+    for a, results in zip(batches, out, strict=True):
         for dtype, (factor, value) in zip(
             (torch.float32, torch.float64), (results[:2], results[2:]), strict=True
         ):
             assert_factors(a.to(dtype), factor)
             assert_logdet(value, a.to(dtype), 100.0)
+    cov = batches[-1][0]
+    for value, (dtype, index) in zip(
+        values, itertools.product((torch.float32, torch.float64), sets), strict=True
+    ):
+        assert_logdet(value, submatrices(cov.to(dtype), index), 100.0)
 
 
 def test_empty_batches():
@@ -303,3 +364,109 @@ def test_the_gradient_of_a_failed_matrix_is_nan_and_of_no_other(spd):
     ops.logdet(a).logdet[0].backward()
     torch.testing.assert_close(a.grad[0], torch.linalg.inv(a[0].detach()))
     assert a.grad[1].isnan().all()
+
+
+def submatrices(cov: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return cov[index.unsqueeze(-1), index.unsqueeze(-2)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 7, 8, 15, 16, 17, 33, 64, 65, 100])
+def test_submatrices(k, dtype, spd):
+    cov = spd(100, 100.0).to(dtype)
+    for sets in [(), (1,), (2, 3), (37,)]:
+        index = torch.rand(*sets, 100).argsort(-1)[..., :k]
+        value, info = ops.submatrix_logdet(cov, index)
+        assert value.shape == info.shape == sets
+        assert info.dtype == torch.int32
+        assert not info.any()
+        assert_logdet(value, submatrices(cov, index), 100.0)
+        if dtype == torch.float64:
+            judge = reference.submatrix_logdet(cov, index).logdet
+            torch.testing.assert_close(value, judge, rtol=0, atol=1e-12)
+        array = ops.submatrix_logdet(cov.numpy(), index.numpy())
+        assert torch.equal(torch.from_numpy(np.asarray(array.logdet)), value)
+
+
+@pytest.mark.parametrize("k", [5, 70])
+def test_submatrices_read_the_lower_triangle_and_any_strides(k, spd):
+    cov = spd(80, 10.0)
+    index = torch.rand(3, 20, 80).argsort(-1)[..., :k]
+    expected = ops.submatrix_logdet(cov, index.contiguous()).logdet
+    spoilt = torch.where(torch.ones(80, 80).triu(1).bool(), torch.nan, cov)
+    views = [
+        (spoilt, index),
+        (cov.flip(0, 1), 79 - index),
+        (cov.repeat_interleave(2, 0)[::2], index.mT.contiguous().mT),
+    ]
+    for matrix, sets in views:
+        torch.testing.assert_close(ops.submatrix_logdet(matrix, sets).logdet, expected)
+        array = ops.submatrix_logdet(matrix.numpy(), sets.numpy()).logdet
+        torch.testing.assert_close(torch.from_numpy(array), expected)
+    every_other = ops.submatrix_logdet(cov, index[:, ::2]).logdet
+    torch.testing.assert_close(every_other, expected[:, ::2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("k", [4, 16, 40, 70])
+def test_a_repeated_variable_is_singular(k, dtype, spd):
+    cov = spd(90, 10.0).to(dtype)
+    index = torch.rand(35, 90).argsort(-1)[:, :k]
+    expected = torch.zeros(35, dtype=torch.int32)
+    for matrix, first, second in [(0, 0, k - 1), (7, 1, 2), (34, 0, k // 2)]:
+        index[matrix, second] = index[matrix, first]
+        expected[matrix] = second + 1
+    value, info = ops.submatrix_logdet(cov, index)
+    assert torch.equal(info, expected)
+    assert torch.equal(value.isnan(), expected > 0)
+
+
+@pytest.mark.parametrize("k", [4, 70])
+def test_the_first_bad_minor_of_a_set_is_named(k, spd):
+    cov = spd(90, 10.0)
+    cov[11, 11] = -1
+    index = torch.rand(400, 90).argsort(-1)[:, :k]
+    expected = (index == 11).int().argmax(-1).int() + (index == 11).any(-1).int()
+    _, info = ops.submatrix_logdet(cov, index)
+    assert expected.any()
+    assert torch.equal(info, expected)
+    assert torch.equal(info, reference.submatrix_logdet(cov, index).info)
+
+
+def test_submatrices_do_not_depend_on_threads(spd):
+    cov = spd(60, 100.0).float()
+    index = torch.rand(3000, 60).argsort(-1)[:, :40]
+    one = ops.submatrix_logdet(cov, index).logdet
+    torch.set_num_threads(3)
+    try:
+        many = ops.submatrix_logdet(cov, index).logdet
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(one, many)
+    assert ops.submatrix_logdet(cov, index[:0]).logdet.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("cov", "index", "error", "text"),
+    [
+        (torch.eye(3)[:2], [[0]], ValueError, r"cov: expected square matrices"),
+        (torch.eye(3)[None], [[0]], ValueError, r"cov: expected one square matrix .*\[1, 3, 3\]"),
+        (torch.eye(3).int(), [[0]], TypeError, "cov: expected float32, float64"),
+        (torch.eye(3), [[0, 1], [2, 3]], ValueError, r"index: .* in \[0, 3\), got 3 at \[1, 1\]"),
+        (torch.eye(3), [-1, 0], ValueError, r"index: .* in \[0, 3\), got -1 at \[0\]"),
+        (torch.eye(3), [[], []], ValueError, r"index: .* k >= 1, got shape \[2, 0\]"),
+        (torch.eye(3), 1, ValueError, r"index: expected at least 1 dimension"),
+        (torch.eye(3), [1.0], TypeError, "index: expected int64, got float32"),
+    ],
+)
+def test_refusals_of_submatrices(cov, index, error, text):
+    index = torch.tensor(index)
+    if index.numel() == 0:
+        index = index.long()
+    for convert in (lambda t: t, lambda t: t.numpy()):
+        with pytest.raises(error, match=f"submatrix_logdet: {text}"):
+            ops.submatrix_logdet(convert(cov), convert(index))
+    with pytest.raises(TypeError, match="index"):
+        ops.submatrix_logdet(torch.eye(3), [[0, 1]])
+    with pytest.raises(RuntimeError, match="grad"):
+        ops.submatrix_logdet(torch.eye(3).requires_grad_(), torch.tensor([[0]]))

@@ -130,6 +130,10 @@ def samples() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
         ],
         "cholesky": matrices,
         "logdet": matrices,
+        "submatrix_logdet": [
+            ((spd(), torch.tensor([[0, 2, 5], [4, 3, 1]])), {}),
+            ((spd(dtype=torch.float32), torch.randperm(6).expand(2, 3, 6)), {}),
+        ],
         "precision_diagonal": matrices,
         "precision_blocks": [((spd(), 2), {}), ((spd(2, dtype=torch.float32), 3), {})],
         "forward_selection": [

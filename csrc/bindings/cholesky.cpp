@@ -1,5 +1,7 @@
 #include "cholesky.h"
 
+#include <string>
+
 #include "bindings/cuda_kernels.h"
 #include "bindings/matrices.h"
 
@@ -42,6 +44,53 @@ void determinant(Call& call, const Matrices& a) {
   call.give(info);
 }
 
+// The place of an index that is not in [0, n), "[2, 0]", or nothing.
+std::string out_of_range(const Tensor& index, int64_t n) {
+  const int64_t *values = index.as<const int64_t>(), count = index.elements();
+  int64_t outside = 0;
+  for (int64_t i = 0; i < count; ++i)
+    outside += static_cast<uint64_t>(values[i]) >= static_cast<uint64_t>(n);
+  if (outside == 0) return "";
+  int64_t at = 0;
+  while (values[at] >= 0 && values[at] < n) ++at;
+  const std::string value = std::to_string(values[at]);
+  Dims place = index.sizes;
+  for (int i = index.dims() - 1; i >= 0; --i) {
+    place[i] = at % index.sizes[i];
+    at /= index.sizes[i];
+  }
+  return value + " at " + to_string(place);
+}
+
+template <class T>
+void submatrix_determinants(Call& call, const Matrices& cov, const Tensor& index) {
+  Dims batch;
+  for (int i = 0; i + 1 < index.dims(); ++i) batch.push_back(index.sizes[i]);
+  const Tensor result = call.empty(cov.values.dtype, batch);
+  const Tensor info = call.empty(Dtype::int32, batch);
+  call.start();
+  cpu::submatrix_logdet(cov.values.as<const T>(), cov.d, index.as<const int64_t>(), batch.product(),
+                        index.sizes[index.dims() - 1], result.as<T>(), info.as<int32_t>(),
+                        call.threads());
+  call.give(result);
+  call.give(info);
+}
+
+void submatrix_logdet(Call& call) {
+  const Matrices cov = square_matrices(call, 0);
+  if (cov.batch.size() != 0)
+    call.value_error(0, "one square matrix [n, n]", "shape " + to_string(cov.values.sizes));
+  call.check_dims(1, 1, "[..., k]");
+  call.check_dtype(1, {Dtype::int64});
+  const Tensor index = contiguous(call, 1);
+  if (index.sizes[index.dims() - 1] == 0)
+    call.value_error(1, "sets [..., k] with k >= 1", "shape " + to_string(index.sizes));
+  const std::string wrong = out_of_range(index, cov.d);
+  if (!wrong.empty()) call.value_error(1, "indices in [0, " + std::to_string(cov.d) + ")", wrong);
+  cov.values.dtype == Dtype::float32 ? submatrix_determinants<float>(call, cov, index)
+                                     : submatrix_determinants<double>(call, cov, index);
+}
+
 void cholesky(Call& call) {
   const Matrices a = square_matrices(call, 0);
   a.values.dtype == Dtype::float32 ? factor<float>(call, a) : factor<double>(call, a);
@@ -54,6 +103,8 @@ void logdet(Call& call) {
 
 const Op cholesky_op("cholesky(Tensor a) -> (Tensor, Tensor)", cholesky, Bodies::cpu_and_cuda);
 const Op logdet_op("logdet(Tensor a) -> (Tensor, Tensor)", logdet, Bodies::cpu_and_cuda);
+const Op submatrix_logdet_op("submatrix_logdet(Tensor cov, Tensor index) -> (Tensor, Tensor)",
+                             submatrix_logdet);
 
 }  // namespace
 }  // namespace infoslice

@@ -27,6 +27,16 @@ char* copy_strided(const Tensor& x, int dim, const char* from, char* to) {
 
 }  // namespace
 
+Tensor contiguous(Call& call, int i) {
+  const Tensor& x = call.tensor(i);
+  if (is_contiguous(x)) return x;
+  if (call.on_cuda())
+    call.value_error(i, "a contiguous CUDA tensor", "strides " + to_string(x.strides));
+  const Tensor copy = call.empty(x.dtype, x.sizes);
+  copy_strided(x, 0, x.as<char>(), copy.as<char>());
+  return copy;
+}
+
 Matrices square_matrices(Call& call, int i) {
   call.check_dims(i, 2, "[..., d, d]");
   call.check_dtype(i, {Dtype::float32, Dtype::float64});
@@ -37,12 +47,7 @@ Matrices square_matrices(Call& call, int i) {
   }
   for (int k = 0; k < x.dims() - 2; ++k) result.batch.push_back(x.sizes[k]);
   result.count = result.batch.product();
-  if (!is_contiguous(x)) {
-    if (call.on_cuda())
-      call.value_error(i, "a contiguous CUDA tensor", "strides " + to_string(x.strides));
-    result.values = call.empty(x.dtype, x.sizes);
-    copy_strided(x, 0, x.as<char>(), result.values.as<char>());
-  }
+  result.values = contiguous(call, i);
   return result;
 }
 

@@ -20,4 +20,7 @@ Matrices square_matrices(Call& call, int i);
 // [n] already; marks them.
 void check_indices(const Call& call, int i, int64_t n, std::vector<char>& taken);
 
+// Argument i, made contiguous where it is not.
+Tensor contiguous(Call& call, int i);
+
 }  // namespace infoslice

@@ -46,6 +46,7 @@ __all__ = [
     "precision_diagonal",
     "slice_channels",
     "slice_channels_",
+    "submatrix_logdet",
 ]
 
 # -- covariance ------------------------------------------------------------------------------------
@@ -118,6 +119,11 @@ def logdet(a: Tensor) -> LogDet[Tensor]:
     """``log det a``, twice the sum of the logarithms of the diagonal of L."""
     factor, info = cholesky(a)
     return LogDet(2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1), info)
+
+
+def submatrix_logdet(cov: Tensor, index: Tensor) -> LogDet[Tensor]:
+    """``logdet`` of the principal submatrices at the variables ``index`` [..., k]."""
+    return logdet(_symmetric(cov)[index.unsqueeze(-1), index.unsqueeze(-2)])
 
 
 # -- precision -------------------------------------------------------------------------------------

@@ -112,6 +112,34 @@ void linear_algebra(int64_t batch, int64_t d, int threads) {
 }
 
 template <class T>
+void submatrices(int64_t n, int64_t k, int64_t count, int threads) {
+  const std::string where = std::to_string(count) + " submatrices of " + std::to_string(k);
+  const Array<T> cov = definite<T>(1, n, false);
+  Array<int64_t> index;
+  for (int64_t set = 0; set < count; ++set)
+    for (int64_t i = 0; i < k; ++i) index.push_back((5 * set + 3 * i) % n);
+  if (k > 1) index.back() = index[index.size() - 2];  // a variable twice
+  Array<T> value(static_cast<size_t>(count)), copies;
+  Array<int32_t> info(value.size(), -1), expected_info(info);
+  for (int64_t set = 0; set < count; ++set) {
+    for (int64_t i = 0; i < k; ++i) {
+      for (int64_t j = 0; j < k; ++j) {
+        const int64_t a = index[static_cast<size_t>(set * k + i)],
+                      b = index[static_cast<size_t>(set * k + j)];
+        copies.push_back(cov[static_cast<size_t>(std::max(a, b) * n + std::min(a, b))]);
+      }
+    }
+  }
+  if (k > 1) copies.back() = 0;
+  Array<T> expected(value.size());
+  cpu::submatrix_logdet(cov.data(), n, index.data(), count, k, value.data(), info.data(), threads);
+  cpu::logdet(copies.data(), count, k, expected.data(), expected_info.data(), threads);
+  expect(info == expected_info, "info: " + where);
+  for (size_t set = 0; set < value.size(); ++set)
+    expect(value[set] == expected[set] || info[set] == k, where);
+}
+
+template <class T>
 void information(int64_t nx, int64_t ny, int64_t group, int threads) {
   const std::string where =
       std::to_string(nx) + "," + std::to_string(ny) + "/" + std::to_string(group);
@@ -326,6 +354,12 @@ void run(int threads) {
     for (int64_t batch : {1, 2, 5, 19}) {
       linear_algebra<float>(batch, d, threads);
       linear_algebra<double>(batch, d, threads);
+    }
+  }
+  for (int64_t k : {1, 2, 3, 8, 17, 65, 100}) {
+    for (int64_t count : {1, 19, 40}) {
+      submatrices<float>(101, k, count, threads);
+      submatrices<double>(101, k, count, threads);
     }
   }
   for (int64_t nx : {1, 6, 36}) {

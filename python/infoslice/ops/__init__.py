@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from infoslice.ops._native import BuildInfo, build_info
-from infoslice.ops.cholesky import Cholesky, LogDet, cholesky, logdet
+from infoslice.ops.cholesky import Cholesky, LogDet, cholesky, logdet, submatrix_logdet
 from infoslice.ops.covariance import (
     Covariance,
     CrossCovariance,
@@ -63,4 +63,5 @@ __all__ = [
     "precision_diagonal",
     "slice_channels",
     "slice_channels_",
+    "submatrix_logdet",
 ]

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import torch
 
-from infoslice.ops._native import T, core, register_fake, torch_op
+from infoslice.ops._native import T, core, refuse_grad, register_fake, torch_op
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Cholesky", "LogDet", "cholesky", "logdet"]
+__all__ = ["Cholesky", "LogDet", "cholesky", "logdet", "submatrix_logdet"]
 
 _cholesky = torch_op("cholesky")
 _logdet = torch_op("logdet")
+_submatrix_logdet = torch_op("submatrix_logdet")
 
 if TYPE_CHECKING:
 
@@ -95,6 +96,33 @@ def logdet(a: T) -> LogDet[T]:
     return LogDet(*core.logdet(a))
 
 
+def submatrix_logdet(cov: T, index: T) -> LogDet[T]:
+    """Log-determinants of many principal submatrices of one matrix: of sets of its variables.
+
+    The same as ``logdet(cov[index[..., :, None], index[..., None, :]])`` for a symmetric ``cov``,
+    but the submatrices are never copied out: the entropies of all these sets of variables, less a
+    constant, are half of the result.
+
+    Args:
+        cov: [n, n] float32 or float64, n >= 1, any strides. Only the lower triangle is read.
+        index: [..., k] int64 in [0, n), k >= 1, any strides: each row one set, in any order.
+
+    Returns:
+        ``logdet`` [...] in the dtype of ``cov``, and ``info`` [...] as ``logdet`` gives it, in the
+        order of the set. A variable that stands in a set twice makes it singular: ``info`` is its
+        second place, counted from 1, or an earlier one.
+
+    Raises:
+        ValueError: ``cov`` not one square matrix; k = 0; an index out of range, with its place.
+        TypeError: not arrays or tensors, or of another dtype.
+        RuntimeError: a tensor that requires grad, or not on the CPU.
+    """
+    if isinstance(cov, torch.Tensor):
+        refuse_grad("submatrix_logdet", cov=cov)
+        return LogDet(*_submatrix_logdet(cov, index))
+    return LogDet(*core.submatrix_logdet(cov, index))
+
+
 def _on_device(a: torch.Tensor) -> torch.Tensor:
     # The CPU host function takes any strides by itself.
     return a.contiguous() if a.is_cuda else a
@@ -110,6 +138,14 @@ def _fake_cholesky(a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _fake_logdet(a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     logdet = torch.empty(a.shape[:-2], dtype=a.dtype, device=a.device)
     return logdet, torch.empty(a.shape[:-2], dtype=torch.int32, device=a.device)
+
+
+@register_fake("submatrix_logdet")
+def _fake_submatrix_logdet(
+    cov: torch.Tensor, index: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logdet = torch.empty(index.shape[:-1], dtype=cov.dtype, device=cov.device)
+    return logdet, torch.empty(index.shape[:-1], dtype=torch.int32, device=cov.device)
 
 
 class _Cholesky(torch.autograd.Function):

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "cpu/widest.h"
 
@@ -145,8 +146,93 @@ INFOSLICE_INLINE void gram_body(const double* b, int64_t rows, int64_t columns, 
   }
 }
 
+constexpr int kWidth = 3;              // registers per row of an update's tile
+constexpr int64_t kColumnBlock = 192;  // multipliers packed together: they stay in L2
+
+/// c[i][:] += sign * sum_j left[j][i] * right[j][:] for `Group` rows of `Vectors` registers.
+template <class T, int Bytes, int Group, int Vectors, int Sign>
+INFOSLICE_INLINE void update_tile(const T* left, int64_t left_stride, const T* right,
+                                  int64_t right_stride, int64_t count, T* c, int64_t c_stride) {
+  using V = Lanes<T, Bytes>;
+  constexpr int L = kLanes<T, Bytes>;
+  V acc[Group][Vectors] = {};
+#pragma GCC unroll 8
+  for (int i = 0; i < Group; ++i) {
+    // The tile to the right comes next: c may be larger than any cache.
+    for (int v = 0; v < Vectors; v += 64 / Bytes) {
+      __builtin_prefetch(c + i * c_stride + (Vectors + v) * L, 1, 2);
+    }
+  }
+  for (int64_t j = 0; j < count; ++j) {
+    V value[Vectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < Vectors; ++v) value[v] = load<V>(right + j * right_stride + v * L);
+#pragma GCC unroll 8
+    for (int i = 0; i < Group; ++i) {
+      const T multiplier = left[j * left_stride + i];
+#pragma GCC unroll 3
+      for (int v = 0; v < Vectors; ++v) acc[i][v] += value[v] * multiplier;
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Group; ++i) {
+#pragma GCC unroll 3
+    for (int v = 0; v < Vectors; ++v) {
+      T* const to = c + i * c_stride + v * L;
+      store(to, Sign < 0 ? load<V>(to) - acc[i][v] : load<V>(to) + acc[i][v]);
+    }
+  }
+}
+
+template <int Bytes>
+INFOSLICE_INLINE void subtract_gram_body(const double* u, int64_t rows, int64_t columns,
+                                         int64_t stride, double* c, int64_t c_stride) {
+  constexpr int64_t L = kLanes<double, Bytes>;
+  constexpr int group = kGroup<Bytes>;
+  const Workspace<double> packed(rows * kColumnBlock);
+  for (int64_t block = 0; block < columns; block += kColumnBlock) {
+    const int64_t end = std::min(block + kColumnBlock, columns);
+    for (int64_t i = block; i < end; i += group) {  // [group][row][column], one stream per tile
+      const int64_t width = std::min<int64_t>(group, end - i);
+      double* to = packed.get() + (i - block) * rows;
+      for (int64_t j = 0; j < rows; ++j, to += width) std::copy_n(u + j * stride + i, width, to);
+    }
+    for (int64_t strip = block; strip < columns; strip += kWidth * L) {
+      const int64_t vectors = std::min<int64_t>(kWidth, (columns - strip + L - 1) / L);
+      for (int64_t i = block; i < std::min(end, strip + kWidth * L); i += group) {
+        const int64_t skip = std::max<int64_t>(0, (i - strip) / L);
+        const int64_t from = strip + skip * L, width = std::min<int64_t>(group, end - i);
+        const double* left = packed.get() + (i - block) * rows;
+        const auto tile = [&](auto vectors) __attribute__((always_inline)) {
+          constexpr int n = decltype(vectors)::value;
+          if (width == group) {
+            update_tile<double, Bytes, group, n, -1>(left, group, u + from, stride, rows,
+                                                     c + i * c_stride + from, c_stride);
+          } else {
+            for (int64_t r = 0; r < width; ++r) {
+              update_tile<double, Bytes, 1, n, -1>(left + r, width, u + from, stride, rows,
+                                                   c + (i + r) * c_stride + from, c_stride);
+            }
+          }
+        };
+        if (vectors - skip == 3) {
+          tile(std::integral_constant<int, 3>());
+        } else if (vectors - skip == 2) {
+          tile(std::integral_constant<int, 2>());
+        } else if (vectors - skip == 1) {
+          tile(std::integral_constant<int, 1>());
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
+INFOSLICE_WIDEST(void, subtract_gram,
+                 (const double* u, int64_t rows, int64_t columns, int64_t stride, double* c,
+                  int64_t c_stride),
+                 subtract_gram_body, (u, rows, columns, stride, c, c_stride))
 INFOSLICE_WIDEST(int64_t, eliminate, (const Rows<float>& m), eliminate_body, (m))
 INFOSLICE_WIDEST(int64_t, eliminate, (const Rows<double>& m), eliminate_body, (m))
 INFOSLICE_WIDEST(void, gram,

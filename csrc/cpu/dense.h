@@ -34,13 +34,12 @@ class Workspace {
   std::unique_ptr<T, Free> data_;
 };
 
-/// Row stride for matrices handed to eliminate(): whole column strips, and never a multiple of 4
-/// KiB, where all rows would compete for one cache set.
+/// Row stride for the matrices below: whole column strips and an odd number of cache lines, so that
+/// the rows of a strip are spread over all cache sets.
 template <class T>
 constexpr int64_t padded_stride(int64_t columns) {
-  constexpr int64_t strip = 128 / sizeof(T);
-  const int64_t stride = (columns + strip - 1) / strip * strip;
-  return stride * static_cast<int64_t>(sizeof(T)) % 4096 == 0 ? stride + strip : stride;
+  constexpr int64_t line = 64 / sizeof(T), strip = 2 * line;
+  return (columns + strip - 1) / strip * strip + line;
 }
 
 /// What eliminate() works on: `prior + rows` rows of `columns` columns, row stride `stride` =
@@ -70,6 +69,12 @@ int64_t eliminate(const Rows<double>& m);
 /// columns.
 void gram(const double* b, int64_t rows, int64_t columns, int64_t stride, double* c,
           int64_t c_stride);
+
+/// c -= u'u on the upper triangle of c for u of `rows` x `columns`, rows few (a block of 32 ... 128
+/// downdates); both row-major with strides from padded_stride, padding initialised. Changes some of
+/// the lower triangle and the padding columns too. Extra memory: 192 columns of u.
+void subtract_gram(const double* u, int64_t rows, int64_t columns, int64_t stride, double* c,
+                   int64_t c_stride);
 
 /// destination[j][i] = source[i][j] for a rows x columns source.
 template <class T>

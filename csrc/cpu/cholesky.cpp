@@ -8,6 +8,7 @@
 #include "common/parallel.h"
 #include "cpu/dense.h"
 #include "cpu/interleaved.h"
+#include "cpu/transpose.h"
 #include "cpu/widest.h"
 
 namespace infoslice::cpu {
@@ -55,14 +56,15 @@ INFOSLICE_WIDEST(void, interleaved, (const Batch<double>& batch, double* workspa
 
 // ---- one matrix at a time -----------------------------------------------------------------------
 
-/// The upper triangle of `to` and zeros below it, from the lower triangle of matrix b of the batch.
+/// The upper triangle of `to`, zeros in its padding, from the lower triangle of matrix b of the batch.
 template <class T>
 void load_matrix(const Batch<T>& batch, int64_t b, T* to, int64_t stride) {
   const int64_t d = batch.d;
-  if (!batch.index) return load_upper(batch.a + b * d * d, d, to, stride, stride);
+  for (int64_t i = 0; i < d; ++i) std::fill(to + i * stride + d, to + (i + 1) * stride, T(0));
+  if (!batch.index) return load_upper(batch.a + b * d * d, d, to, stride);
   const int64_t* index = batch.index + b * d;
   for (int64_t i = 0; i < d; ++i) {
-    std::fill(to + i * stride, to + (i + 1) * stride, T(0));
+    std::fill(to + i * stride, to + i * stride + i, T(0));
     for (int64_t j = i; j < d; ++j)
       to[i * stride + j] =
           batch.a[lower_offset(index[i] * batch.n, index[i], index[j] * batch.n, index[j])];
@@ -71,28 +73,30 @@ void load_matrix(const Batch<T>& batch, int64_t b, T* to, int64_t stride) {
   }
 }
 
+/// Matrix b; `next` as in Rows.
 template <class T>
-void one_matrix(const Batch<T>& batch, int64_t b, T* workspace) {
+void one_matrix(const Batch<T>& batch, int64_t b, const T* next, T* workspace, int threads) {
   const int64_t d = batch.d, stride = padded_stride<T>(d);
   load_matrix(batch, b, workspace, stride);
-  const int32_t info = static_cast<int32_t>(eliminate(Rows<T>{workspace, 0, d, d, stride, d}));
+  const int64_t info = eliminate(Rows<T>{workspace, 0, d, d, stride, d, next}, threads);
   const T failed = std::numeric_limits<T>::quiet_NaN();
-  batch.info[b] = info;
+  batch.info[b] = static_cast<int32_t>(info);
   if (batch.logdet) {
     Product product;
     for (int64_t i = 0; i < d && info == 0; ++i) {
       product.multiply(workspace[i * stride + i]);
-      product.normalise();
+      if (i % 512 == 511) product.normalise();
     }
     batch.logdet[b] = info ? failed : static_cast<T>(2 * product.log());
   }
-  if (batch.factor) {
-    T* factor = batch.factor + b * d * d;
-    for (int64_t i = 0; i < d; ++i) std::fill(factor + i * d + i, factor + (i + 1) * d, T(0));
-    if (info) {
-      for (int64_t i = 0; i < d; ++i) std::fill(factor + i * d, factor + i * d + i + 1, failed);
-    } else {
-      transpose_upper(workspace, d, stride, factor, d);
+  if (!batch.factor) return;
+  T* const factor = batch.factor + b * d * d;
+  if (info == 0) {
+    store_lower(workspace, d, stride, factor);
+  } else {
+    for (int64_t i = 0; i < d; ++i) {
+      std::fill(factor + i * d, factor + i * d + i + 1, failed);
+      std::fill(factor + i * d + i + 1, factor + (i + 1) * d, T(0));
     }
   }
 }
@@ -111,7 +115,9 @@ void run(const Batch<T>& batch, int threads) {
                                                                   : 0;
   const int64_t groups = (laned + kGroup - 1) / kGroup;
   const int64_t units = groups + batch.count - laned;
-  const int64_t tasks = std::min<int64_t>(units, 4 * threads);
+  // A few large matrices one after the other, each on all threads.
+  const bool in_turn = d >= 2048 && batch.count < threads;
+  const int64_t tasks = in_turn ? 1 : std::min<int64_t>(units, 4 * threads);
   const auto start = [&](int64_t unit) {
     return unit < groups ? unit * kGroup : laned + unit - groups;
   };
@@ -124,7 +130,12 @@ void run(const Batch<T>& batch, int threads) {
     }
     if (end > laned) {
       Workspace<T> workspace(d * padded_stride<T>(d));
-      for (int64_t b = std::max(begin, laned); b < end; ++b) one_matrix(batch, b, workspace.get());
+      const bool ahead =  // fits L2 beside this
+          !batch.index && d * d * static_cast<int64_t>(sizeof(T)) <= 3 << 17;
+      for (int64_t b = std::max(begin, laned); b < end; ++b) {
+        const T* next = ahead && b + 1 < end ? batch.a + (b + 1) * d * d : nullptr;
+        one_matrix(batch, b, next, workspace.get(), threads);
+      }
     }
   });
 }

@@ -8,6 +8,7 @@
 
 #include "common/parallel.h"
 #include "cpu/dense.h"
+#include "cpu/transpose.h"
 
 namespace infoslice::cpu {
 namespace {

@@ -7,6 +7,7 @@
 
 #include "common/parallel.h"
 #include "cpu/dense.h"
+#include "cpu/transpose.h"
 
 namespace infoslice::cpu {
 namespace {
@@ -26,8 +27,12 @@ template <class T>
 int64_t one_matrix(const T* a, int64_t d, int64_t block, T* blocks) {
   const int64_t stride = padded_stride<double>(2 * d);
   const Workspace<double> m(d * stride);
-  load_upper(a, d, m.get(), stride, stride);
-  for (int64_t i = 0; i < d; ++i) m.get()[i * stride + d + i] = 1;
+  load_upper(a, d, m.get(), stride);
+  for (int64_t i = 0; i < d; ++i) {
+    double* const row = m.get() + i * stride;
+    std::fill(row + d, row + stride, 0.0);
+    row[d + i] = 1;
+  }
   if (const int64_t failed = eliminate(Rows<double>{m.get(), 0, d, 2 * d, stride, d}))
     return failed;
   const double* w = m.get() + d;

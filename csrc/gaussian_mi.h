@@ -38,6 +38,12 @@
 // group (or y) of constants only has 0 nats. In conditional it makes S singular: info > 0 at its
 // place.
 //
+// Peak extra memory of a thread, in doubles, g = group_size, n = nx + ny:
+//   marginal     ny (ny + nx), and with g > 1 another 2 g (g + ny)
+//   conditional  n (n + nx), and with g > 1 another g (2 nx + 3 g + 3 ny)
+//   pairwise     (15 + g) ny, and with g > 1 another g (g + ny)
+// where more than 192 rows are eliminated together, 192 times their number is added.
+//
 // Computed in double whatever T is, rounded to T at the end; never clamped. marginal, pairwise, and
 // conditional with group_size 1 are >= 0 by construction, conditional of larger groups up to
 // rounding. Error: c n eps cond(S) nats, eps that of double, cov taken as exact. Source: Cover &

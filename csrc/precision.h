@@ -15,6 +15,8 @@
 //                                 definite (NaN and Inf end here too); k = d + 1: a result is
 //                                 beyond the range of T. Then all values of this matrix are NaN.
 //
+// Peak extra memory of a thread: 2 d^2 + 192 d doubles, with b > 1 another d b + b^2 + 192 d.
+//
 // Computed in double, rounded to T at the end. Relative error: c d eps cond(A), eps that of double.
 // Source: Higham, Accuracy and Stability, 14.2 (triangular inversion).
 #pragma once

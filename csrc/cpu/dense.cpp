@@ -276,7 +276,6 @@ INFOSLICE_INLINE void finish_strips_body(const RowBlock<T>& block, int64_t first
   for (int64_t c = first; c < last; c += vectors * kLanes<T, Bytes>) {
     vectors = tile_width<T, Bytes>(c, last);
     const int64_t zeros = block.zeros(c);
-    if (zeros >= block.end) continue;
     multiply_strip<T, Bytes>(block.above(), c, c < block.m.identity ? 0 : block.m.prior + zeros,
                              rows, vectors, block.row(block.begin) + c, block.m.stride);
     for_tiles<T, Bytes>(
@@ -302,8 +301,8 @@ INFOSLICE_WIDEST(void, add_gram,
                   double* c, int64_t c_stride),
                  add_gram_body, (sign, b, rows, columns, stride, c, c_stride))
 
-/// Block of rows by block of rows, each with what is above it (left-looking): a tile is loaded and
-/// stored twice, however many rows there are.
+/// Block of rows by block of rows, each with everything above it at once (left-looking), so that a
+/// matrix larger than the caches is written once.
 template <class T>
 int64_t eliminate_rows(const Rows<T>& m, int threads) {
   const int64_t last_block = (m.rows - 1) / kRowBlock * kRowBlock;
@@ -315,14 +314,15 @@ int64_t eliminate_rows(const Rows<T>& m, int threads) {
     const RowBlock<T> block{m, begin, end, packed.get(), scale};
     const int64_t square = std::min(begin + kRowBlock, m.columns);
     if (const int64_t failed = finish_square(block, square)) return failed;
-    const int64_t columns = m.columns - square;
+    const int64_t last = std::min(m.columns, m.identity + end);  // zeros behind it
+    const int64_t columns = last - square;
     const double flops = 2.0 * static_cast<double>(end - begin) * static_cast<double>(columns) *
                          static_cast<double>(depth + (end - begin) / 2);
     const int parts = threads_for(threads, flops * static_cast<double>(sizeof(T)) / 400);
     constexpr int64_t task = 144;  // columns, a multiple of every strip
     parallel_for(parts, (columns + task - 1) / task, [&](int64_t i) {
       const int64_t first = square + i * task;
-      finish_strips(block, first, std::min(first + task, m.columns));
+      finish_strips(block, first, std::min(first + task, last));
     });
   }
   return 0;

@@ -20,22 +20,29 @@
 
 namespace infoslice::cpu {
 
-/// Uninitialised memory aligned for the widest register; contents are trivially destroyed.
+/// Uninitialised memory aligned for the widest register, or for huge pages where it fills some;
+/// contents are trivially destroyed.
 template <class T>
 class Workspace {
  public:
   explicit Workspace(int64_t count) {
-    const size_t bytes = static_cast<size_t>(count > 0 ? count : 1) * sizeof(T);
-    data_.reset(static_cast<T*>(::operator new(bytes, std::align_val_t{64})));
+    size_t bytes = static_cast<size_t>(count > 0 ? count : 1) * sizeof(T);
+    std::align_val_t alignment{64};
+    if (bytes >= kHugePagesFrom) {
+      alignment = std::align_val_t{kHugePage};
+      bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    }
+    data_ = {static_cast<T*>(::operator new(bytes, alignment)), Free{alignment}};
     prefer_huge_pages(data_.get(), bytes);
   }
   T* get() const { return data_.get(); }
 
  private:
   struct Free {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t{64}); }
+    std::align_val_t alignment;
+    void operator()(T* p) const { ::operator delete(p, alignment); }
   };
-  std::unique_ptr<T, Free> data_;
+  std::unique_ptr<T, Free> data_{nullptr, Free{}};
 };
 
 /// Row stride for the matrices below: an odd number of cache lines, so that the rows of a column
@@ -66,7 +73,8 @@ struct Rows {
 /// [P; A | B] -> [P; U | U'^-1 (B - P'P_B)] with U'U = A - P'P, in place. Padding columns must be
 /// initialised, the strict lower triangle of A holds garbage afterwards. Returns 0, or k > 0 where
 /// the k-th pivot is not a positive finite number (NaN included); rows from the k-th on are then
-/// undefined.
+/// undefined. Extra memory: 192 times the rows, none up to 192. Up to `threads` threads share large
+/// matrices, with the same result for every number.
 int64_t eliminate(const Rows<float>& m, int threads = 1);
 int64_t eliminate(const Rows<double>& m, int threads = 1);
 

@@ -8,6 +8,7 @@
 
 #include "common/parallel.h"
 #include "cpu/dense.h"
+#include "cpu/pairs.h"
 #include "cpu/transpose.h"
 
 namespace infoslice::cpu {
@@ -74,9 +75,9 @@ class Matrix {
   int64_t stride() const { return stride_; }
 
   /// The rows from `prior` on are [A | B]; returns the failed row of A (1-based) or 0.
-  int64_t eliminate(int64_t prior, int64_t identity) const {
+  int64_t eliminate(int64_t prior, int64_t identity, int threads = 1) const {
     return cpu::eliminate(
-        Rows<double>{data_.get(), prior, rows_ - prior, columns_, stride_, identity});
+        Rows<double>{data_.get(), prior, rows_ - prior, columns_, stride_, identity}, threads);
   }
   int64_t eliminate() const { return eliminate(0, columns_); }
 
@@ -144,7 +145,7 @@ Score marginal_group(const Covariance<T>& s, const std::vector<int64_t>& members
 }
 
 template <class T>
-void marginal(const Covariance<T>& s, const MutualInformation& of, Score* out) {
+void marginal(const Covariance<T>& s, const MutualInformation& of, Score* out, int threads) {
   std::vector<int64_t> y;  // places in of.y of those that vary
   for (int64_t j = 0; j < of.ny; ++j) {
     if (!s.y_is_constant(j)) y.push_back(j);
@@ -158,7 +159,8 @@ void marginal(const Covariance<T>& s, const MutualInformation& of, Score* out) {
   }
   const auto place = [&](int64_t i) { return y[static_cast<size_t>(i)]; };
   const auto variance = [&](int64_t i) { return s.y(place(i), place(i)); };
-  if (const int64_t k = first_redundant(m, 0, ky, m.eliminate(), variance, place)) {
+  const int64_t failed = m.eliminate(0, ky + of.nx, threads);
+  if (const int64_t k = first_redundant(m, 0, ky, failed, variance, place)) {
     std::fill(out, out + groups, refused(place(k - 1) + 1));
     return;
   }
@@ -217,7 +219,7 @@ Score conditional_group(const Matrix& w, int64_t column, int64_t first, int64_t 
 }
 
 template <class T>
-void conditional(const Covariance<T>& s, const MutualInformation& of, Score* out) {
+void conditional(const Covariance<T>& s, const MutualInformation& of, Score* out, int threads) {
   const int64_t nx = of.nx, ny = of.ny, n = nx + ny, groups = nx / of.group_size;
   const Matrix m(n, n + nx);  // [S | I] -> [L' | W], of W only the columns of x
   for (int64_t i = 0; i < nx; ++i) {
@@ -230,7 +232,8 @@ void conditional(const Covariance<T>& s, const MutualInformation& of, Score* out
   }
   const auto variance = [&](int64_t i) { return i < nx ? s.x(i, i) : s.y(i - nx, i - nx); };
   const auto place = [](int64_t i) { return i; };
-  if (const int64_t k = first_redundant(m, 0, n, m.eliminate(0, n), variance, place)) {
+  const int64_t failed = m.eliminate(0, n, threads);
+  if (const int64_t k = first_redundant(m, 0, n, failed, variance, place)) {
     std::fill(out, out + groups, refused(k));
     return;
   }
@@ -251,78 +254,60 @@ void conditional(const Covariance<T>& s, const MutualInformation& of, Score* out
 
 // ---- pairwise -----------------------------------------------------------------------------------
 
-/// explained[j] = what the members of the group explain of the variance of y_j; returns info.
-/// `cross` are the covariances of x (rows) and y.
-template <class T>
-int64_t explain(const Covariance<T>& s, const Matrix& cross, const std::vector<int64_t>& members,
-                int64_t first, std::vector<double>& explained) {
-  const int64_t g = static_cast<int64_t>(members.size()),
-                ny = static_cast<int64_t>(explained.size());
-  const auto member = [&](int64_t i) { return members[static_cast<size_t>(i)]; };
-  const auto place = [&](int64_t i) { return member(i) - first; };
-  const auto variance = [&](int64_t i) { return s.x(member(i), member(i)); };
-  if (g == 1) {
-    if (!usable_variance(variance(0))) return place(0) + 1;
-    const double scale = 1 / std::sqrt(variance(0));
-    for (int64_t j = 0; j < ny; ++j) {
-      const double share = cross[member(0)][j] * scale;
-      explained[static_cast<size_t>(j)] = share * share;
-    }
-    return 0;
-  }
-  const Matrix m(g, g + ny);  // [S_gg | S_gy] -> [C' | columns whose squares are the shares]
-  for (int64_t i = 0; i < g; ++i) {
-    for (int64_t j = i; j < g; ++j) m[i][j] = s.x(member(i), member(j));
-    std::copy(cross[member(i)], cross[member(i)] + ny, m[i] + g);
-  }
-  if (const int64_t k = first_redundant(m, 0, g, m.eliminate(), variance, place)) {
-    return place(k - 1) + 1;
-  }
-  std::fill(explained.begin(), explained.end(), 0.0);
-  add_squares(m, 0, g, g, explained);
-  return 0;
-}
-
+/// `cross` are the covariances of the x of the group (rows, from `row` on) and y.
 template <class T>
 Score pairwise_group(const Covariance<T>& s, const MutualInformation& of, const Matrix& cross,
-                     int64_t first, std::vector<double>& explained) {
+                     int64_t row, int64_t first, const Outputs& y) {
   std::vector<int64_t> members;
   for (int64_t i = first; i < first + of.group_size; ++i) {
     if (!s.x_is_constant(i)) members.push_back(i);
   }
-  if (const int64_t info = explain(s, cross, members, first, explained)) return refused(info);
-  // A logarithm costs more than all else here. The shares r of several y_j are joined first,
-  // 1 - u = prod_j (1 - r_j), as u, which keeps small ones exact, and while u is far from 1.
-  double nats = 0, joined = 0;
-  for (int64_t j = 0; j < of.ny; ++j) {
-    if (s.y_is_constant(j)) continue;
-    const double variance_y = s.y(j, j);
-    const int64_t k = of.group_size + j + 1;
-    if (!usable_variance(variance_y)) return refused(k);
-    const double r2 = explained[static_cast<size_t>(j)] / variance_y;
-    if (!(1 - r2 > rounding_floor(k))) return refused(k);
-    if (r2 > 0.5) {
-      nats -= 0.5 * std::log1p(-r2);
-    } else {
-      joined += r2 * (1 - joined);
-      if (joined > 0.5) nats -= 0.5 * std::log1p(-std::exchange(joined, 0.0));
+  const int64_t g = static_cast<int64_t>(members.size());
+  const auto member = [&](int64_t i) { return members[static_cast<size_t>(i)]; };
+  const auto place = [&](int64_t i) { return member(i) - first; };
+  const auto variance = [&](int64_t i) { return s.x(member(i), member(i)); };
+  double nats = 0;
+  int64_t failed = 0;
+  if (g == 1) {
+    if (!usable_variance(variance(0))) return refused(place(0) + 1);
+    failed = sum_pairs(cross[row + place(0)], 1, 0, 1 / std::sqrt(variance(0)), y, nats);
+  } else if (g > 1) {
+    const int64_t columns = static_cast<int64_t>(y.scale.size());
+    const Matrix m(g, g + columns);  // [S_gg | S_gy] -> [C' | columns whose squares are the shares]
+    for (int64_t i = 0; i < g; ++i) {
+      for (int64_t j = i; j < g; ++j) m[i][j] = s.x(member(i), member(j));
+      std::copy_n(cross[row + place(i)], of.ny, m[i] + g);
     }
+    if (const int64_t k = first_redundant(m, 0, g, m.eliminate(), variance, place)) {
+      return refused(place(k - 1) + 1);
+    }
+    failed = sum_pairs(m[0] + g, g, m.stride(), 1, y, nats);
   }
-  return {nats - 0.5 * std::log1p(-joined), 0};
+  return failed ? refused(of.group_size + failed) : Score{nats, 0};
 }
 
 template <class T>
-void pairwise(const Covariance<T>& s, const MutualInformation& of, Score* out) {
-  constexpr int64_t tile = 16;  // reads along the rows of cov, writes along those of cross
-  const Matrix cross(of.nx, of.ny);
-  for (int64_t i0 = 0; i0 < of.nx; i0 += tile) {
-    for (int64_t j = 0; j < of.ny; ++j) {
-      for (int64_t i = i0; i < std::min(i0 + tile, of.nx); ++i) cross[i][j] = s.xy(i, j);
-    }
+void pairwise(const Covariance<T>& s, const MutualInformation& of, Score* out, int) {
+  const size_t padded = static_cast<size_t>((of.ny + 7) / 8 * 8);
+  Outputs y{std::vector<double>(padded), std::vector<double>(padded)};
+  for (int64_t j = 0; j < of.ny; ++j) {
+    const double variance = s.y(j, j);
+    y.floor[static_cast<size_t>(j)] = rounding_floor(of.group_size + j + 1);
+    y.scale[static_cast<size_t>(j)] = s.y_is_constant(j)          ? 0
+                                      : usable_variance(variance) ? 1 / std::sqrt(variance)
+                                                                  : kNaN;
   }
-  std::vector<double> explained(static_cast<size_t>(of.ny));
-  for (int64_t g = 0; g < of.nx / of.group_size; ++g) {
-    out[g] = pairwise_group(s, of, cross, g * of.group_size, explained);
+  // Some groups at a time: read along the rows of cov, written along those of cross.
+  const int64_t size = of.group_size, tile = (15 + size) / size * size;
+  const Matrix cross(tile, of.ny);
+  for (int64_t i0 = 0; i0 < of.nx; i0 += tile) {
+    const int64_t end = std::min(i0 + tile, of.nx);
+    for (int64_t j = 0; j < of.ny; ++j) {
+      for (int64_t i = i0; i < end; ++i) cross[i - i0][j] = s.xy(i, j);
+    }
+    for (int64_t i = i0; i < end; i += size) {
+      out[i / size] = pairwise_group(s, of, cross, i - i0, i, y);
+    }
   }
 }
 
@@ -335,7 +320,7 @@ void run(const T* cov, int64_t batch, int64_t n, const MutualInformation& of, T*
   threads = threads_for(threads, static_cast<double>(batch) * (flops / 15 + 1e3));
   parallel_for(threads, batch, [&](int64_t b) {
     std::vector<Score> out(static_cast<size_t>(groups));
-    scores(Covariance<T>(cov + b * n * n, n, of), of, out.data());
+    scores(Covariance<T>(cov + b * n * n, n, of), of, out.data(), threads);
     for (int64_t g = 0; g < groups; ++g) {
       nats[b * groups + g] = static_cast<T>(out[static_cast<size_t>(g)].nats);
       info[b * groups + g] = static_cast<int32_t>(out[static_cast<size_t>(g)].info);

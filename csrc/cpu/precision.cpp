@@ -24,7 +24,7 @@ void column_norms(const double* w, int64_t d, int64_t stride, double* out) {
 
 /// Writes the blocks of one inverse unless a leading minor fails; returns which, or 0.
 template <class T>
-int64_t one_matrix(const T* a, int64_t d, int64_t block, T* blocks) {
+int64_t one_matrix(const T* a, int64_t d, int64_t block, T* blocks, int threads) {
   const int64_t stride = padded_stride<double>(2 * d);
   const Workspace<double> m(d * stride);
   load_upper(a, d, m.get(), stride);
@@ -33,7 +33,7 @@ int64_t one_matrix(const T* a, int64_t d, int64_t block, T* blocks) {
     std::fill(row + d, row + stride, 0.0);
     row[d + i] = 1;
   }
-  if (const int64_t failed = eliminate(Rows<double>{m.get(), 0, d, 2 * d, stride, d}))
+  if (const int64_t failed = eliminate(Rows<double>{m.get(), 0, d, 2 * d, stride, d}, threads))
     return failed;
   const double* w = m.get() + d;
   if (block == 1) {
@@ -73,7 +73,7 @@ void precision_blocks(const T* a, int64_t batch, int64_t d, int64_t block, T* bl
   parallel_for(threads, batch, [&](int64_t b) {
     T* const begin = blocks + b * d * block;
     T* const end = begin + d * block;
-    int64_t failed = one_matrix(a + b * d * d, d, block, begin);
+    int64_t failed = one_matrix(a + b * d * d, d, block, begin, threads);
     const auto finite = [](T value) { return std::isfinite(value); };
     if (failed == 0 && !std::all_of(begin, end, finite)) failed = d + 1;
     if (failed != 0) std::fill(begin, end, std::numeric_limits<T>::quiet_NaN());

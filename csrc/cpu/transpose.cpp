@@ -74,8 +74,8 @@ INFOSLICE_INLINE void load_upper_body(const Source* lower, int64_t d, T* upper, 
 template <int Bytes, class T>
 INFOSLICE_INLINE void store_lower_body(const T* upper, int64_t d, int64_t stride, T* lower) {
   constexpr int L = Bytes / static_cast<int>(sizeof(T));
-  for (int64_t i0 = 0; i0 < d; i0 += L) {  // a column strip of upper becomes rows of lower
-    const int64_t end = std::min(i0 + L, d);
+  for (int64_t strip = 0; strip < d; strip += L) {  // columns of upper become rows of lower
+    const int64_t i0 = std::min(strip, std::max<int64_t>(0, d - L)), end = std::min(i0 + L, d);
     transpose_blocks<Bytes>(upper + i0, end, end - i0, stride, lower + i0 * d, d,
                             [=](int64_t) { return end - i0; });
     for (int64_t i = i0; i < end; ++i) std::fill(lower + i * d + i + 1, lower + (i + 1) * d, T(0));

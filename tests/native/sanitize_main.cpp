@@ -379,6 +379,13 @@ void run(int threads) {
       submatrices<float>(101, k, count, threads);
       submatrices<double>(101, k, count, threads);
     }
+  }
+  for (int64_t d : {193, 250}) {  // more than one block of rows
+    linear_algebra<float>(2, d, threads);
+    linear_algebra<double>(2, d, threads);
+    information<double>(d, 5, 1, threads);
+    information<double>(d, 5, d, threads);
+  }
   for (int64_t columns : {1, 7, 8, 25, 191, 200, 401}) {
     for (int64_t rows : {1, 33, 64}) downdate(rows, columns);
   }

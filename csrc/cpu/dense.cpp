@@ -19,7 +19,9 @@ constexpr int kGroup = Bytes == 64 ? 8 : 4;
 
 constexpr int64_t kPack = 8;        // multipliers side by side in memory: the largest group
 constexpr int64_t kRowBlock = 192;  // rows finished together, a multiple of every strip and group
-constexpr int64_t kDepth = 512;     // rows of a column strip that stay in L2 for a block of rows
+// Rows summed in one go: their strip stays in L2 for a block of rows, and rounding errors stay those of
+// short sums.
+constexpr int64_t kDepth = 192;
 
 template <class T, int Bytes>
 constexpr int kLanes = Bytes / static_cast<int>(sizeof(T));

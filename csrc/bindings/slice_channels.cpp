@@ -1,9 +1,5 @@
 #include "slice_channels.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 
 #include "bindings/host.h"
@@ -159,19 +155,6 @@ Jobs checked_jobs(const Call& call) {
   return jobs;
 }
 
-// Most of the time of a large new tensor goes into the faults of its fresh pages, so ask for large
-// pages, of 2 MiB, where the memory has whole ones of them; NumPy does so itself. Only advice: no
-// value and no size changes.
-void advise_large_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = uintptr_t{2} << 20;
-  const uintptr_t address = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t begin = (address + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (address + static_cast<uintptr_t>(bytes)) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
 void slice_channels(Call& call) {
   Jobs jobs = checked_jobs(call);
   for (size_t i = 0; i < jobs.each.size(); ++i) {
@@ -179,7 +162,6 @@ void slice_channels(Call& call) {
     const Tensor result = call.empty_like(call.tensors(0)[i], sizes_of(job.axes, job.dims),
                                           strides_of(job.axes, job.dims));
     job.target = result.data;
-    advise_large_pages(result.data, result.elements() * result.itemsize);
     call.give(result);
   }
   call.start();

@@ -6,7 +6,7 @@
 
 #include "bindings/host.h"
 #include "bindings/torch_abi.h"
-#include "common/huge_pages.h"
+#include "common/workspace.h"
 
 namespace infoslice {
 namespace {
@@ -265,7 +265,7 @@ class TorchCall final : public Call {
     tensor.itemsize = static_cast<int64_t>(torch.aoti_torch_dtype_element_size(code));
     check(torch.aoti_torch_get_data_ptr(handle, &tensor.data), "tell an address");
     if (device_ == codes.cpu) {
-      prefer_huge_pages(tensor.data, static_cast<size_t>(tensor.elements() * tensor.itemsize));
+      prefer_large_pages(tensor.data, static_cast<size_t>(tensor.elements() * tensor.itemsize));
     }
     return tensor;
   }

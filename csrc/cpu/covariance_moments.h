@@ -10,8 +10,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "common/buffer.h"
 #include "common/parallel.h"
+#include "common/workspace.h"
 #include "cpu/covariance_packing.h"
 
 namespace infoslice::cpu {
@@ -60,7 +60,7 @@ class Panels {
  private:
   const Packing packing_;
   const int64_t blocks_, panels_;
-  const Buffer<A> memory_;
+  const Workspace<A> memory_;
 };
 
 // What is known of one input: sums about a shift that is near the mean.
@@ -230,7 +230,6 @@ class Moments {
     const double n = static_cast<double>(count_), scale = 1 / (n - static_cast<double>(correction));
     const int64_t rows = x_.variables, columns = side_y.variables;
     int64_t bad = rows;
-    prefer_large_pages(cov, static_cast<size_t>(rows * columns) * sizeof(Out));
     std::vector<double> line(static_cast<size_t>(columns_ * packing_.panel));
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t end = row_length(row);
@@ -363,8 +362,8 @@ class Moments {
   Side<A> x_;
   std::unique_ptr<Side<A>> y_;
   const Packing packing_;
-  const int64_t rows_, columns_;   // in panels
-  const Buffer<double> products_;  // tile after tile
+  const int64_t rows_, columns_;      // in panels
+  const Workspace<double> products_;  // tile after tile
   int64_t count_ = 0;
 };
 

@@ -13,37 +13,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
 
-#include "common/huge_pages.h"
+#include "common/workspace.h"
 
 namespace infoslice::cpu {
-
-/// Uninitialised memory aligned for the widest register, or for huge pages where it fills some;
-/// contents are trivially destroyed.
-template <class T>
-class Workspace {
- public:
-  explicit Workspace(int64_t count) {
-    size_t bytes = static_cast<size_t>(count > 0 ? count : 1) * sizeof(T);
-    std::align_val_t alignment{64};
-    if (bytes >= kHugePagesFrom) {
-      alignment = std::align_val_t{kHugePage};
-      bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-    }
-    data_ = {static_cast<T*>(::operator new(bytes, alignment)), Free{alignment}};
-    prefer_huge_pages(data_.get(), bytes);
-  }
-  T* get() const { return data_.get(); }
-
- private:
-  struct Free {
-    std::align_val_t alignment;
-    void operator()(T* p) const { ::operator delete(p, alignment); }
-  };
-  std::unique_ptr<T, Free> data_{nullptr, Free{}};
-};
 
 /// Row stride for the matrices below: an odd number of cache lines, so that the rows of a column
 /// strip are spread over all cache sets.

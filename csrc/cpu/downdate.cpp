@@ -207,8 +207,7 @@ void Downdated::load_triangle(const MatrixView<T>& matrix, const std::vector<int
     const int64_t begin = band * kBand, end = std::min(begin + kBand, columns_);
     for (int64_t j = begin; j < columns_; j += kTile) {
       const int64_t rows = j < end ? 16 : kBand;  // on the diagonal, small blocks are on one side
-      for (int64_t i = begin; i < end; i += rows)
-        load_block(band, i, std::min(i + rows, end), j);
+      for (int64_t i = begin; i < end; i += rows) load_block(band, i, std::min(i + rows, end), j);
     }
   });
 }

@@ -1,18 +1,23 @@
-"""logdet, submatrix_logdet and cholesky against torch.linalg, NumPy, SciPy and THOI."""
+"""logdet, submatrix_logdet and cholesky against torch.linalg, NumPy and THOI."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import warnings
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
-from bench.contest import OURS, Case, Contest, tests_of
+from bench.contest import OURS, Case, Contest, Part, tests_of
 from infoslice import ops
 
 F32, F64 = torch.float32, torch.float64
-TORCH, NUMPY = "torch.linalg.cholesky", "numpy.linalg"
+TORCH, NUMPY, THOI = "torch.linalg.cholesky", "numpy.linalg", "thoi.nplets_measures"
+SETS = 100_000
 
 
 def matrices(batch: int, d: int, dtype: torch.dtype) -> torch.Tensor:
@@ -46,6 +51,30 @@ def factor_contest(batch: int, d: int, dtype: torch.dtype) -> Contest:
         NUMPY: lambda: np.linalg.cholesky(array),
     }
     return Contest(entrants, torch.linalg.cholesky(a.double()), 1e-4 if dtype == F32 else 1e-12)
+
+
+def submatrix_contest(k: int, dtype: torch.dtype) -> Contest:
+    """Sets of k out of 512 variables. THOI gives total correlations, from which these follow."""
+    x = torch.randn(512, 1024, dtype=torch.float64)
+    cov = (x @ x.T / 1024).to(dtype)
+    sets = torch.rand(SETS, 512).argsort(1)[:, :k].contiguous()
+    some = sets[:10000]
+    expected = torch.linalg.slogdet(cov.double()[sets[:, :, None], sets[:, None, :]])[1]
+
+    def by_thoi() -> torch.Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            peer = pytest.importorskip("thoi.measures.gaussian_copula")
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
+            measures = peer.nplets_measures(cov, some, covmat_precomputed=True, batch_size=1000)
+        return cov.diagonal().log()[some].sum(-1) - 2 * measures[:, 0, 0]
+
+    entrants: dict[str, Any] = {
+        OURS: lambda: ops.submatrix_logdet(cov, sets),
+        TORCH: lambda: log_diagonal(cov[sets[:, :, None], sets[:, None, :]]),
+        THOI: Part(by_thoi, SETS / len(some), expected[: len(some)]),
+    }
+    return Contest(entrants, expected, 1e-5 if dtype == F32 else 1e-12)
 
 
 def overhead_contest() -> Contest:
@@ -95,6 +124,19 @@ CASES += [
     )
     for batch, d, dtype in GOALS
     if d < 4096
+]
+CASES += [
+    Case(
+        f"submatrix_logdet {SETS} x [{k}, {k}] of [512, 512] {str(dtype).removeprefix('torch.')}",
+        (OURS, TORCH, THOI),
+        partial(submatrix_contest, k, dtype),
+        goals={TORCH: 10, THOI: 10} if dtype == F32 else {},
+        flops=SETS * k**3 / 3,
+        bytes=SETS * (8 * k + dtype.itemsize * k * (k + 1) / 2),
+        dtype=dtype,
+    )
+    for dtype in (F32, F64)
+    for k in (8, 16)
 ]
 CASES.append(
     Case(

@@ -8,6 +8,7 @@ the bytes, at that of a copy of as many: the larger of the two.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import importlib
 import os
@@ -23,6 +24,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from bench.contest import OURS, Case, Contest, Run
@@ -93,19 +95,26 @@ class Roofs:
 
 def rows_of(case: Case, contest: Contest, roofs: Roofs, rounds: int) -> list[str]:
     names = [n for n in contest.entrants if n == OURS or n in case.goals or n == case.floor]
-    errors = [contest.error(name) for name in names]
-    watches = {name: Stopwatch(contest.run(name), contest.before(name)) for name in names}
+    errors = {}
+    for name in names:
+        # Peers that are not installed are left out.
+        with contextlib.suppress(pytest.skip.Exception):
+            errors[name] = contest.error(name)
+    watches = {name: Stopwatch(contest.run(name), contest.before(name)) for name in errors}
     seconds = cpu_seconds(watches, rounds)
     floor = max(roofs.floor(case), seconds[case.floor] if case.floor else 0.0)
     rows = []
     for name, goal in case.goals.items():
+        if name not in errors:
+            rows.append(f"| {case.title} | {name} | {goal:g}x | not installed | | | | |")
+            continue
         peer = seconds[name] * contest.times(name)
         reached = peer / seconds[OURS]
         most = peer / floor if floor else float("inf")
         verdict = "met" if reached >= goal else "short" if most >= goal else "beyond the floor"
         rows.append(
             f"| {case.title} | {name} | {goal:g}x | **{reached:.3g}x** | {most:.3g}x "
-            f"| {seconds[OURS] * 1e3:.4g} ms | {errors[0]:.0e} | {verdict} |"
+            f"| {seconds[OURS] * 1e3:.4g} ms | {errors[OURS]:.0e} | {verdict} |"
         )
     return rows
 

@@ -45,13 +45,11 @@ struct SliceChannels {
   int64_t rows = 512, columns = 512;
   std::vector<float> from = numbers(rows * columns), to = numbers(rows * columns / 2);
   std::vector<int64_t> keep = std::vector<int64_t>(static_cast<size_t>(columns / 2));
-  std::vector<SliceJob> jobs;
+  SliceJob::Axis axes[2] = {{rows, columns, columns / 2, nullptr},
+                            {columns / 2, 1, 1, keep.data()}};
+  std::vector<SliceJob> jobs{{from.data(), to.data(), 4, axes, 2}};
   SliceChannels() {
     for (size_t j = 0; j < keep.size(); ++j) keep[j] = static_cast<int64_t>(2 * j + (j / 3) % 2);
-    jobs.push_back({from.data(),
-                    to.data(),
-                    4,
-                    {{rows, columns, columns / 2, nullptr}, {columns / 2, 1, 1, keep.data()}}});
   }
   void operator()() { cpu::slice_channels(jobs, 1); }
 };

@@ -228,7 +228,7 @@ class Interleaved {
           for (int j = i; j < R; ++j) acc[i][j] -= own[r * R + i] * own[r * R + j];
 #pragma GCC unroll 4
       for (int i = 0; i < R; ++i) {
-        V scale;
+        V scale{};
         for (int l = 0; l < L; ++l) scale[l] = T(1) / std::sqrt(acc[i][i][l]);
         pivot_[c + i] = acc[i][i];
         scale_[c + i] = scale;

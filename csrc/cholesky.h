@@ -26,9 +26,9 @@
 //
 // Factorisation in T. The log-determinant multiplies the pivots in double with the exponents summed
 // apart, so it needs one logarithm, and neither overflows nor underflows; rounded to T at the end.
-// Peak extra memory: for each thread one matrix, or up to order 256 the lower triangles of 2 to 16
-// matrices in lanes, 32 d^2 + 700 d bytes (175 KB at order 64, 2.3 MB at 256), whatever the number
-// of matrices; and a copy of an argument that is not contiguous.
+// Peak extra memory: for each thread one matrix and 192 of its rows, or up to order 192 the lower
+// triangles of 2 to 16 matrices in lanes, 32 d^2 + 700 d bytes (175 KB at order 64, 1.3 MB at 192),
+// whatever the number of matrices; and a copy of an argument that is not contiguous.
 // Error: |L L' - A| <= c d eps max A_ii; logdet: c d eps cond(A), both with c of order 1.
 // Source: Golub & Van Loan, Matrix Computations, 4th ed., 4.2; error bounds: Higham, Accuracy and
 // Stability, 10.1.

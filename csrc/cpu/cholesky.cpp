@@ -18,7 +18,7 @@ namespace {
 // are two: alone they leave most of a register empty. Larger ones in whole groups, the rest one by
 // one: above the second limit the interleaved matrices of a group fall out of the caches.
 constexpr int64_t kInterleavedOrder = 64;
-constexpr int64_t kInterleavedGroupOrder = 256;
+constexpr int64_t kInterleavedGroupOrder = 192;
 constexpr int64_t kGroup = 16;  // the most lanes there are
 
 /// A product of positive numbers as mantissa and exponent.

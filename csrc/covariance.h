@@ -29,6 +29,7 @@
 // of a batch, each thread holds one item.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace infoslice {
@@ -86,4 +87,47 @@ CovarianceOutcome patch_cross_covariance(const Patches& x, const Samples& y, int
                                          Out* cov, Out* mean_x, Out* mean_y, int threads);
 
 }  // namespace cpu
+
+// Inputs of the CUDA bodies: the first of a batch, the axes along which the others follow, and the
+// type of their elements.
+struct SampleBatch {
+  Samples first;
+  Samples::Axis axes[12];
+  int axes_count;
+  int64_t items() const {
+    int64_t n = 1;
+    for (int a = 0; a < axes_count; ++a) n *= axes[a].size;
+    return n;
+  }
+};
+
+// CUDA. One pass over the input, on any current device of compute capability 8.0 or more:
+//
+// - A block multiplies a tile of variables with another over a stretch of the samples, shifted on
+//   the way by a pilot of the variable: of eight samples from all over the input, the one nearest
+//   their mean. A second kernel adds the stretches up in double, in a fixed order, takes the rank-one
+//   term of sums off, divides, and mirrors. The result depends on the shape and on the number of
+//   multiprocessors, not on the scheduling.
+// - Accumulation: float products are summed over 64 samples, these sums over 4096, these over the
+//   stretch, and the stretches in double; the sums of deviations likewise. Relative error as on
+//   the CPU. double inputs: all in double.
+// - Failure. Nothing is synchronised, so nothing is raised: where the input has a NaN or Inf, where
+//   the deviations of a variable lie outside 1e-15 to 1e15 on average (1e-150 to 1e150 for double
+//   inputs) and are not all zero, and where the output type cannot hold a value, the rows and
+//   columns of that variable, or the entries, are NaN.
+// - Memory: the workspace, 4 bytes (8 for double inputs) for each entry of a result's tiles in the
+//   lower triangle and each stretch. There are more stretches than one only where the tiles of all
+//   items leave multiprocessors idle: then the workspace is some tens of megabytes at most.
+//
+// Returns a cudaError_t. x and y are on the device; y null: the covariance of x, and mean_y is not
+// written.
+namespace cuda {
+
+template <class T>
+size_t covariance_workspace(const SampleBatch& x, const SampleBatch* y);
+template <class T, class Out>
+int covariance(const SampleBatch& x, const SampleBatch* y, int64_t correction, Out* cov,
+               Out* mean_x, Out* mean_y, void* workspace, void* stream);
+
+}  // namespace cuda
 }  // namespace infoslice

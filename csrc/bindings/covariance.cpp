@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "bindings/cuda_kernels.h"
 #include "bindings/host.h"
 #include "common/numeric.h"
 
@@ -13,7 +14,7 @@ std::string text(int64_t value) { return std::to_string(value); }
 
 // Calls f with a value of the input's element type.
 template <class F>
-CovarianceOutcome with_element(Dtype dtype, const F& f) {
+auto with_element(Dtype dtype, const F& f) {
   switch (dtype) {
     case Dtype::float64:
       return f(double{});
@@ -146,6 +147,31 @@ std::vector<Samples> batched(const Tensor& x, const Layout& layout, const Tensor
   return items;
 }
 
+SampleBatch sample_batch(const Tensor& x, const Layout& layout, const Tensor* other) {
+  SampleBatch batch{samples_of(x, layout.channel, layout.axes, other), {}, 0};
+  for (int d = 0; d < layout.batch.size(); ++d)
+    batch.axes[batch.axes_count++] = {x.sizes[d], x.strides[d]};
+  return batch;
+}
+
+// y and mean_y: null for the covariance of x. What is not finite is told by NaN in the results.
+void run_on_cuda(Call& call, const SampleBatch& x, const SampleBatch* y, int64_t correction,
+                 const Tensor& cov, const Tensor& mean_x, const Tensor* mean_y) {
+  with_element(call.tensor(0).dtype, [&](auto element) {
+    using T = decltype(element);
+    const auto& cuda = call.cuda_kernels().covariance_of<T>();
+    const auto doubles = static_cast<int64_t>((cuda.workspace(x, y) + 7) / 8);
+    const Tensor workspace = call.empty(Dtype::float64, {doubles});
+    call.start();
+    const auto run = [&](auto body, auto out) {
+      using Out = decltype(out);
+      call.check_launch(body(x, y, correction, cov.as<Out>(), mean_x.as<Out>(),
+                             mean_y ? mean_y->as<Out>() : nullptr, workspace.data, call.stream()));
+    };
+    cov.dtype == Dtype::float64 ? run(cuda.to_float64, double{}) : run(cuda.to_float32, float{});
+  });
+}
+
 Dims append(Dims dims, std::initializer_list<int64_t> more) {
   for (int64_t value : more) dims.push_back(value);
   return dims;
@@ -155,7 +181,6 @@ void covariance(Call& call) {
   const Tensor& x = call.tensor(0);
   const Dtype dtype = result_dtype(call, 4);
   const Layout layout = layout_of(call, 1, 2);
-  const std::vector<Samples> items = batched(x, layout, nullptr);
   const int64_t channels = x.sizes[layout.channel];
   check_samples(call, samples_of(x, layout.channel, layout.axes, nullptr).count(), 3);
 
@@ -163,7 +188,11 @@ void covariance(Call& call) {
   const Tensor mean = call.empty(dtype, append(layout.batch, {channels}));
   call.give(cov);
   call.give(mean);
-  if (items.empty()) return;
+  if (layout.batch.product() == 0) return;
+  if (call.on_cuda())
+    return run_on_cuda(call, sample_batch(x, layout, nullptr), nullptr, call.integer(3), cov, mean,
+                       nullptr);
+  const std::vector<Samples> items = batched(x, layout, nullptr);
   call.start();
   const auto run = [&](auto element, auto out) {
     using T = decltype(element);
@@ -190,7 +219,6 @@ void cross_covariance(Call& call) {
   if (!(y.sizes == expected) || y.sizes[layout.channel] < 1)
     call.value_error(1, "the shape of x, " + to_string(expected) + ", but for the channels",
                      "shape " + to_string(y.sizes));
-  const std::vector<Samples> xs = batched(x, layout, &y), ys = batched(y, layout, &x);
   check_samples(call, samples_of(x, layout.channel, layout.axes, &y).count(), 4);
 
   const int64_t rows = x.sizes[layout.channel], columns = y.sizes[layout.channel];
@@ -200,7 +228,13 @@ void cross_covariance(Call& call) {
   call.give(cov);
   call.give(mean_x);
   call.give(mean_y);
-  if (xs.empty()) return;
+  if (layout.batch.product() == 0) return;
+  if (call.on_cuda()) {
+    const SampleBatch right = sample_batch(y, layout, &x);
+    return run_on_cuda(call, sample_batch(x, layout, &y), &right, call.integer(4), cov, mean_x,
+                       &mean_y);
+  }
+  const std::vector<Samples> xs = batched(x, layout, &y), ys = batched(y, layout, &x);
   call.start();
   const auto run = [&](auto element, auto out) {
     using T = decltype(element);
@@ -331,11 +365,11 @@ void patch_cross_covariance(Call& call) {
 const Op covariance_op(
     "covariance(Tensor x, int channel_dim, int batch_dims, int correction, ScalarType? dtype)"
     " -> (Tensor, Tensor)",
-    covariance);
+    covariance, Bodies::cpu_and_cuda);
 const Op cross_covariance_op(
     "cross_covariance(Tensor x, Tensor y, int channel_dim, int batch_dims, int correction,"
     " ScalarType? dtype) -> (Tensor, Tensor, Tensor)",
-    cross_covariance);
+    cross_covariance, Bodies::cpu_and_cuda);
 const Op patch_covariance_op(
     "patch_covariance(Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation,"
     " int correction, ScalarType? dtype) -> (Tensor, Tensor)",

@@ -18,7 +18,15 @@ template <class T>
 constexpr CudaKernelsOf<T> kernels_of{cuda::cholesky<T>, cuda::logdet_workspace<T>,
                                       cuda::logdet<T>};
 
-const CudaKernels kernels{error_string, kernels_of<float>, kernels_of<double>};
+template <class T>
+constexpr CovarianceOf<T> covariance_of{cuda::covariance_workspace<T>, cuda::covariance<T, float>,
+                                        cuda::covariance<T, double>};
+
+const CudaKernels kernels{
+    error_string,
+    kernels_of<float>,
+    kernels_of<double>,
+    {covariance_of<double>, covariance_of<float>, covariance_of<bfloat16>, covariance_of<float16>}};
 
 int device_count() {
   int count = 0;

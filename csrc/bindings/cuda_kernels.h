@@ -3,9 +3,12 @@
 // signatures those of csrc/<op>.h.
 #pragma once
 
+#include <tuple>
 #include <type_traits>
 
 #include "cholesky.h"
+#include "common/numeric.h"
+#include "covariance.h"
 
 namespace infoslice {
 
@@ -16,10 +19,20 @@ struct CudaKernelsOf {  // bodies for elements of type T
   decltype(&cuda::logdet<T>) logdet;
 };
 
+template <class T>
+struct CovarianceOf {  // of inputs of type T
+  decltype(&cuda::covariance_workspace<T>) workspace;
+  decltype(&cuda::covariance<T, float>) to_float32;
+  decltype(&cuda::covariance<T, double>) to_float64;
+};
+
 struct CudaKernels {
   const char* (*error_string)(int cuda_error);
   CudaKernelsOf<float> float32;
   CudaKernelsOf<double> float64;
+  std::tuple<CovarianceOf<double>, CovarianceOf<float>, CovarianceOf<bfloat16>,
+             CovarianceOf<float16>>
+      covariances;
 
   template <class T>
   const CudaKernelsOf<T>& of() const {
@@ -28,6 +41,10 @@ struct CudaKernels {
     } else {
       return float64;
     }
+  }
+  template <class T>
+  const CovarianceOf<T>& covariance_of() const {
+    return std::get<CovarianceOf<T>>(covariances);
   }
 };
 

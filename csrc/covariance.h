@@ -88,8 +88,7 @@ CovarianceOutcome patch_cross_covariance(const Patches& x, const Samples& y, int
 
 }  // namespace cpu
 
-// Inputs of the CUDA bodies: the first of a batch, the axes along which the others follow, and the
-// type of their elements.
+// Inputs of the CUDA bodies: the first of a batch and the axes along which the others follow.
 struct SampleBatch {
   Samples first;
   Samples::Axis axes[12];
@@ -101,26 +100,32 @@ struct SampleBatch {
   }
 };
 
-// CUDA. One pass over the input, on any current device of compute capability 8.0 or more:
+// CUDA, compute capability 8.0 or more; the patch forms have no CUDA body.
 //
-// - A block multiplies a tile of variables with another over a stretch of the samples, shifted on
-//   the way by a pilot of the variable: of eight samples from all over the input, the one nearest
-//   their mean. A second kernel adds the stretches up in double, in a fixed order, takes the rank-one
-//   term of sums off, divides, and mirrors. The result depends on the shape and on the number of
-//   multiprocessors, not on the scheduling.
-// - Accumulation: float products are summed over 64 samples, these sums over 4096, these over the
-//   stretch, and the stretches in double; the sums of deviations likewise. Relative error as on
-//   the CPU. double inputs: all in double.
-// - Failure. Nothing is synchronised, so nothing is raised: where the input has a NaN or Inf, where
-//   the deviations of a variable lie outside 1e-15 to 1e15 on average (1e-150 to 1e150 for double
-//   inputs) and are not all zero, and where the output type cannot hold a value, the rows and
-//   columns of that variable, or the entries, are NaN.
-// - Memory: the workspace, 4 bytes (8 for double inputs) for each entry of a result's tiles in the
-//   lower triangle and each stretch. There are more stretches than one only where the tiles of all
-//   items leave multiprocessors idle: then the workspace is some tens of megabytes at most.
+// A block reads two tiles of variables once over a stretch of the samples, shifts, sums and
+// multiplies them; of a covariance only the tiles of the lower triangle. A second kernel adds the
+// stretches up in a fixed order, takes the rank-one term of the sums off, divides and mirrors. The
+// result depends on the shape and on the number of multiprocessors, not on the scheduling.
 //
-// Returns a cudaError_t. x and y are on the device; y null: the covariance of x, and mean_y is not
-// written.
+// Accumulation. The shift is a pilot: of eight samples from all over the input, the one nearest
+// their mean; it has no more digits than the data. float: ordinary products, summed over 64 samples,
+// these sums over 4096, these over the stretch, all in float, and the stretches in double. bfloat16
+// and float16: tensor cores, whose products are exact, over 32 samples, and so on; a variable whose
+// mean is less than about two standard deviations keeps the pilot zero, and a deviation that is no
+// number of the type is multiplied in two parts that are, so that nothing is rounded before it is
+// summed. double: all in double. Relative errors as on the CPU.
+//
+// Failure. Nothing is synchronised, so nothing is raised. NaN are: the rows and columns of a variable
+// with a NaN or Inf in the input, or whose deviations from the pilot lie outside 1e-15 to 1e15 on
+// average (1e-150 to 1e150 for double inputs) and are not all zero; entries that the output type
+// cannot hold.
+//
+// Memory: the workspace. 4 bytes (8 for double inputs) for each entry of the tiles of each stretch,
+// and 16 for each variable of each stretch. A stretch is as long as keeps the device busy: few
+// variables have one for each multiprocessor (tens of megabytes at most), thousands have one, two
+// or, at the worst, eight.
+//
+// Returns a cudaError_t. y null: the covariance of x; mean_y is then not used.
 namespace cuda {
 
 template <class T>

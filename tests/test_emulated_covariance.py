@@ -92,9 +92,12 @@ def test_sizes_and_means(emu, dtype, channels, n, mean):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("mean", [0, 1, 3, 10, 100])
 def test_many_samples(emu, dtype, mean):
-    # more than a flush of the sums; several splits
-    check(emu, samples((40_000, 5), dtype, mean))
-    check(emu, samples((9_001, 16), dtype, mean), wide=False)
+    # more than a flush of the sums, and several splits; the tensor cores take their time here
+    check(emu, samples((20_001 if dtype.itemsize > 2 else 2_501, 8), dtype, mean), wide=False)
+
+
+def test_many_samples_on_tensor_cores(emu):
+    check(emu, samples((16_500, 5), torch.bfloat16))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -140,7 +143,7 @@ def test_images(emu, dtype, shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(4, 20, 16), (2, 3, 50, 5), (1, 33, 130)])
+@pytest.mark.parametrize("shape", [(4, 20, 16), (2, 3, 50, 5), (1, 33, 130), (9, 5, 70)])
 @pytest.mark.parametrize("channel", [-1, -2])
 def test_batches(emu, dtype, shape, channel):
     batch = len(shape) - 2
@@ -215,7 +218,7 @@ def test_what_the_result_cannot_hold_is_refused(emu):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_results_do_not_depend_on_the_schedule(emu, dtype):
-    x = samples((3, 700, 70), dtype, 2)
+    x = samples((2, 150, 70), dtype, 2)
     first = covariance(emu, x, batch=1)
     for seed in range(1, 4):
         again = covariance(emu, x, batch=1, seed=seed)

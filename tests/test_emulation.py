@@ -281,6 +281,9 @@ def test_the_kernels_are_clean_under_address_sanitizer(sanitized):
     done = run(sanitized("address"), "9", "32", "33", "65")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("good") == 12
+    done = run(sanitized("address"), "covariance")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("good") == 12
 
 
 def test_thread_sanitizer_finds_the_missing_barriers(sanitized):
@@ -299,3 +302,6 @@ def test_the_kernels_have_no_data_race(sanitized):
     done = run(sanitized("thread"), "9", "33")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("good") == 3
+    done = run(sanitized("thread"), "covariance")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("good") == 4

@@ -5,54 +5,23 @@
 
 #include <algorithm>
 
+#include "cuda/covariance_finish.cuh"
 #include "cuda/simt.cuh"
+#include "cuda/tensor_cores.cuh"
 
 namespace infoslice::cuda {
 namespace {
 
-constexpr int64_t kPromote = 64;    // samples summed in one set of registers
+constexpr int64_t kSplit = 64;      // splits are multiples of so many samples
 constexpr int64_t kFlush = 4096;    // samples before the sums go to memory
 constexpr int64_t kOverhead = 300;  // what a task costs beside its samples, in samples
 constexpr int kPilots = 8;
-constexpr int kFinish = 32;  // rows and columns of a block that finishes
 #ifndef INFOSLICE_MAX_GRID
 #define INFOSLICE_MAX_GRID 65535
 #endif
 constexpr int64_t kMaxGrid = INFOSLICE_MAX_GRID;
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-/// How a call is cut into tasks and where their results lie.
-struct Plan {
-  int64_t samples, items, variables[2];  // [2]: of x, of y
-  int64_t tiles, tile_columns;
-  int64_t splits, length;   // samples of a split
-  int tile, rows, columns;  // edge of a tile, and what of it is stored
-  bool symmetric;
-
-  __host__ __device__ int64_t tasks() const { return tiles * splits * items; }
-  __host__ __device__ int64_t tile_size() const { return int64_t{rows} * columns; }
-  /// Of the sums of a split of an item: entry (first variable) of side 0 or 1.
-  __host__ __device__ int64_t sums_at(int side, int64_t part) const {
-    return side * items * splits * variables[0] + part * variables[side];
-  }
-  __host__ __device__ int64_t pilots_at(int side, int64_t item) const {
-    return side * items * variables[0] + item * variables[side];
-  }
-  int64_t all_variables() const { return variables[0] + (symmetric ? 0 : variables[1]); }
-};
-
-struct Sums {
-  double sum, magnitude;
-};
-
-/// The workspace.
-template <class A>
-struct Parts {
-  Sums* sums;      // [side][item][split][variable]
-  double* pilots;  // [side][item][variable]
-  A* products;     // [item][split][tile][row][column]
-};
 
 /// Shared memory of a block: what it multiplies and what it reads next, in turns.
 template <class Math>
@@ -67,93 +36,63 @@ struct Inputs {
   View side[2];
 };
 
-__device__ inline void tile_at(const Plan& plan, int64_t tile, int64_t* i, int64_t* j) {
-  *i = plan.symmetric ? tile_row(tile) : tile / plan.tile_columns;
-  *j = tile - (plan.symmetric ? *i * (*i + 1) / 2 : *i * plan.tile_columns);
-}
-
-/// The pilot of the variable at `from`.
-template <class T>
+/// The pilot of the variable at `from`: the sample nearest the mean of eight, or zero if that will
+/// do and is preferred.
+template <bool kPrefersZero, class T>
 __device__ inline T choose_pilot(const View& view, const T* from, int64_t n) {
   T values[kPilots];
-  for (int s = 0; s < kPilots; ++s) values[s] = from[offset_of_sample(view, s * n / kPilots)];
+#pragma unroll
+  for (int s = 0; s < kPilots; ++s) values[s] = from[view.samples.offset(s * n / kPilots)];
   auto mean = widened(values[0]) / kPilots;
+#pragma unroll
   for (int s = 1; s < kPilots; ++s) mean += widened(values[s]) / kPilots;
   T nearest = values[0];
-  for (int s = 1; s < kPilots; ++s) {
-    if (fabs(widened(values[s]) - mean) < fabs(widened(nearest) - mean)) nearest = values[s];
+  auto squares = mean * 0;
+#pragma unroll
+  for (int s = 0; s < kPilots; ++s) {
+    const auto distance = widened(values[s]) - mean;
+    if (fabs(distance) < fabs(widened(nearest) - mean)) nearest = values[s];
+    squares += distance * distance;
   }
-  return nearest;
+  return kPrefersZero && mean * mean <= 4 * squares / kPilots ? T{} : nearest;
 }
 
 /// What a block holds of one side of a product: a tile on its way from memory to shared memory.
-template <class Math, bool kAlongSamples>
+template <class Math>
 struct Side {
   using T = typename Math::Element;
-  using A = typename Math::Accumulator;
-  using Load = Loader<T, Math::kTile, Math::kDepth, Math::kVector, kAlongSamples>;
-  using Columns = ColumnSums<A, kAlongSamples ? Load::kPasses : Math::kVector>;
+  using Load = Loader<T, Math::kTile, Math::kDepth, Math::kVector, Math::kAlongSamples>;
 
   __device__ __forceinline__ void load(int samples, const int64_t* offsets) {
-    tile.load(from, view->inputs.first.stride, view->vectors, variables, samples, offsets, pilots);
+    tile.load(from, view->stride, view->vectors, variables, samples, offsets, pilots);
   }
-
-  /// Takes the pilots off the loaded tile, sums it up and puts it into shared memory.
-  __device__ __forceinline__ void put(typename Math::Stage& stage) {
+  __device__ __forceinline__ bool put(typename Math::Stage& stage, bool shifted) const {
+    bool parted = false;
 #pragma unroll
     for (int pass = 0; pass < Load::kPasses; ++pass) {
       const int variable = Load::variable(pass);
-      A deviations[Math::kVector];
-#pragma unroll
-      for (int e = 0; e < Math::kVector; ++e) {
-        deviations[e] =
-            widened(tile.values[pass][e]) - widened(pilots[variable + (kAlongSamples ? 0 : e)]);
-        columns.add(kAlongSamples ? pass : e, deviations[e]);
-      }
-      Math::template put<kAlongSamples>(stage, variable, Load::sample(pass), deviations);
+      parted |= Math::put(stage, variable, Load::sample(pass), tile.vector(pass), pilots + variable,
+                          shifted);
     }
-  }
-
-  /// Adds up, for each variable, what the threads have summed, and adds it to `sums` or sets them.
-  __device__ inline void flush_columns(bool first, Sums* sums, Sums* scratch) {
-    // Threads that hold sums of the same variable.
-    constexpr int kSharers = kAlongSamples ? Load::kAcross : kThreads / Load::kAcross;
-    static_assert(sizeof(Sums) * kSharers * Math::kTile <= sizeof(Shared<Math>::stages));
-    const int thread = static_cast<int>(threadIdx.x);
-    const int sharer = kAlongSamples ? thread % Load::kAcross : thread / Load::kAcross;
-    __syncthreads();  // the scratch is free
-#pragma unroll
-    for (int s = 0; s < (kAlongSamples ? Load::kPasses : Math::kVector); ++s) {
-      const int variable = kAlongSamples ? Load::variable(s) : Load::variable(0) + s;
-      scratch[variable * kSharers + sharer] = {columns.sum[s], columns.magnitude[s]};
-    }
-    columns.clear();
-    __syncthreads();
-    for (int v = thread; v < variables; v += kThreads) {
-      Sums all = first ? Sums{0, 0} : sums[v];
-      for (int s = 0; s < kSharers; ++s) {
-        all.sum += scratch[v * kSharers + s].sum;
-        all.magnitude += scratch[v * kSharers + s].magnitude;
-      }
-      sums[v] = all;
-    }
-    __syncthreads();
+    return parted;
   }
 
   const View* view;
   const T* from;  // the first variable of the tile, of this batch item
   int variables;
-  T* pilots;
+  const T* pilots;
   Load tile;
-  Columns columns;
 };
 
-template <class Math, bool kAlongSamples>
+template <class Math>
 __global__ void __launch_bounds__(kThreads, Math::kBlocks)
     products_kernel(const __grid_constant__ Inputs inputs, const __grid_constant__ Plan plan,
                     Parts<typename Math::Accumulator> parts) {
   using T = typename Math::Element;
   using A = typename Math::Accumulator;
+  constexpr int kTile = Math::kTile, kDepth = Math::kDepth;
+  static_assert(2 * kTile <= kThreads && kSplit % Math::kPromote == 0 &&
+                Math::kPromote % kDepth == 0);
   INFOSLICE_DYNAMIC_SHARED(Shared<Math>, shared);
   const int thread = static_cast<int>(threadIdx.x);
   for (int64_t task = blockIdx.x; task < plan.tasks(); task += gridDim.x) {
@@ -162,148 +101,90 @@ __global__ void __launch_bounds__(kThreads, Math::kBlocks)
     int64_t i, j;
     tile_at(plan, which, &i, &j);
     const bool same = plan.symmetric && i == j;  // both sides of the product are one tile
-    const bool sums_x = plan.symmetric ? i == j : j == 0, sums_y = !plan.symmetric && i == 0;
     const int64_t begin = split * plan.length;
     const int64_t end = begin + plan.length < plan.samples ? begin + plan.length : plan.samples;
-    Side<Math, kAlongSamples> x, y;
-    const auto start = [&](Side<Math, kAlongSamples>& side, int s, int64_t v0) {
-      side.view = &inputs.side[s];
-      side.from = item_of<T>(inputs.side[s], item) + v0 * inputs.side[s].inputs.first.stride;
-      side.variables = static_cast<int>(
-          plan.variables[s] - v0 < Math::kTile ? plan.variables[s] - v0 : Math::kTile);
+    Side<Math> x{}, y{};
+    const auto start = [&](Side<Math>& side, int s, int64_t v0) {
+      const View& view = inputs.side[s];
+      side.view = &view;
+      side.from = static_cast<const T*>(view.data) + view.items.offset(item) + v0 * view.stride;
+      const int64_t left = plan.variables[s] - v0;
+      side.variables = static_cast<int>(left < kTile ? left : kTile);
       side.pilots = shared->pilots[s];
-      side.columns.clear();
     };
-    start(x, 0, i * Math::kTile);
-    start(y, 1, j * Math::kTile);
+    start(x, 0, i * kTile);
+    start(y, 1, j * kTile);
+
+    // A thread looks after one variable of a side: its pilot, and its sums where this tile is the
+    // one to tell them.
+    const int own_side = thread / kTile, own = thread % kTile;
+    const bool used = own_side < 2 && own < (own_side == 0 ? x.variables : y.variables);
+    const bool tells =
+        used && (own_side == 0 ? (plan.symmetric ? i == j : j == 0) : !plan.symmetric && i == 0);
+    const int64_t own_variable = (own_side == 0 ? i : j) * kTile + own;
+    A sum = 0, magnitude = 0;
+    Sums sums{0, 0};
 
     __syncthreads();  // the task before is over
-    for (int e = thread; e < 2 * Math::kTile; e += kThreads) {
-      const int s = e / Math::kTile, v = e % Math::kTile;
-      const bool used = v < (s == 0 ? x.variables : y.variables);
-      const T* from = (s == 0 ? x.from : y.from) + v * inputs.side[s].inputs.first.stride;
-      const T pilot = used ? choose_pilot(inputs.side[s], from, plan.samples) : T{};
-      shared->pilots[s][v] = pilot;
-      if (split == 0 && used && (s == 0 ? sums_x : sums_y))
-        parts.pilots[plan.pilots_at(s, item) + (s == 0 ? i : j) * Math::kTile + v] = widened(pilot);
-    }
-    const auto locate = [&](int64_t k, int turn) {  // of the samples from k on
-      if (thread < 2 * Math::kDepth)
-        shared->offsets[turn][thread / Math::kDepth][thread % Math::kDepth] =
-            offset_of_sample(inputs.side[thread / Math::kDepth], k + thread % Math::kDepth);
+    T pilot{};
+    if (used)
+      pilot = choose_pilot<Math::kPrefersZero>(
+          inputs.side[own_side],
+          (own_side == 0 ? x.from : y.from) + own * inputs.side[own_side].stride, plan.samples);
+    if (own_side < 2) shared->pilots[own_side][own] = pilot;
+    if (tells && split == 0)
+      parts.pilots[plan.pilots_at(own_side, item) + own_variable] = widened(pilot);
+    const auto locate = [&](int64_t k, int turn) {  // the samples from k on
+      if (thread < 2 * kDepth)
+        shared->offsets[turn][thread / kDepth][thread % kDepth] =
+            inputs.side[thread / kDepth].samples.offset(k + thread % kDepth);
     };
     locate(begin, 0);
-    __syncthreads();
+    const bool shifted = __syncthreads_or(widened(pilot) != 0);
 
     Math math;
     math.clear();
     // In a turn, the samples from k on are loaded, those before are multiplied, and it is found out
     // where those after them lie.
+    bool parted = false;
     int turn = 0;
-    for (int64_t k = begin; k < end + Math::kDepth; k += Math::kDepth, turn ^= 1) {
-      const int samples = static_cast<int>(end - k < Math::kDepth ? end - k : Math::kDepth);
+    for (int64_t k = begin; k < end + kDepth; k += kDepth, turn ^= 1) {
       if (k < end) {
+        const int samples = static_cast<int>(end - k < kDepth ? end - k : kDepth);
         x.load(samples, shared->offsets[turn][0]);
         if (!same) y.load(samples, shared->offsets[turn][1]);
       }
-      locate(k + Math::kDepth, turn ^ 1);
+      locate(k + kDepth, turn ^ 1);
       if (k > begin) {
-        math.multiply(shared->stages[turn ^ 1][0], shared->stages[turn ^ 1][same ? 0 : 1]);
-        if ((k - begin) % kPromote == 0 || k >= end) math.promote();
-      }
-      if (k > begin && ((k - begin) % kFlush == 0 || k >= end)) {
-        const bool first = k - begin <= kFlush;
-        A* to = parts.products + (part * plan.tiles + which) * plan.tile_size();
-        math.for_each([&](int row, int column, A value) {
-          if (row < plan.rows && column < plan.columns) {
-            A* const at = to + row * plan.columns + column;
-            *at = first ? value : *at + value;
-          }
-        });
-        math.clear();
-        Sums* const scratch = reinterpret_cast<Sums*>(shared->stages);
-        if (sums_x)
-          x.flush_columns(first, parts.sums + plan.sums_at(0, part) + i * Math::kTile, scratch);
-        if (sums_y)
-          y.flush_columns(first, parts.sums + plan.sums_at(1, part) + j * Math::kTile, scratch);
-      }
-      if (k < end) {
-        x.put(shared->stages[turn][0]);
-        if (!same) y.put(shared->stages[turn][1]);
-      }
-      __syncthreads();
-    }
-  }
-}
-
-/// Rows and columns of the result in squares of 32: a block for each in the lower triangle.
-template <class A, class Out>
-__global__ void __launch_bounds__(kThreads)
-    finish_kernel(const __grid_constant__ Plan plan, Parts<A> parts, int64_t correction, Out* cov,
-                  Out* mean_x, Out* mean_y) {
-  __shared__ Out square[kFinish][kFinish + 1];
-  __shared__ double totals[2][kFinish];  // NaN for what cannot be given
-  constexpr double kLeast = sizeof(A) == 8 ? 1e-150 : 1e-15, kMost = 1 / kLeast;
-  const int64_t row_squares = (plan.variables[0] + kFinish - 1) / kFinish,
-                column_squares = (plan.variables[1] + kFinish - 1) / kFinish;
-  const int64_t squares =
-      plan.symmetric ? row_squares * (row_squares + 1) / 2 : row_squares * column_squares;
-  const double n = static_cast<double>(plan.samples);
-  const int64_t rows = plan.variables[0], columns = plan.variables[1];
-  for (int64_t task = blockIdx.x; task < squares * plan.items; task += gridDim.x) {
-    const int64_t item = task / squares, which = task - item * squares;
-    const int64_t si = plan.symmetric ? tile_row(which) : which / column_squares;
-    const int64_t sj = which - (plan.symmetric ? si * (si + 1) / 2 : si * column_squares);
-    const int64_t i0 = si * kFinish, j0 = sj * kFinish;
-    if (threadIdx.x < 2 * kFinish) {
-      const int side = static_cast<int>(threadIdx.x) / kFinish;
-      const int of = plan.symmetric ? 0 : side;  // whose sums
-      const int64_t v = (side == 0 ? i0 : j0) + threadIdx.x % kFinish;
-      double total = 0, magnitude = 0;
-      if (v < plan.variables[of]) {
-        for (int64_t s = 0; s < plan.splits; ++s) {
-          const Sums& sums = parts.sums[plan.sums_at(of, item * plan.splits + s) + v];
-          total += sums.sum;
-          magnitude += sums.magnitude;
+        const auto& stages = shared->stages[turn ^ 1];
+        math.multiply(stages[0], stages[same ? 0 : 1], parted);
+        if (tells) Math::sum(stages[own_side], own, parted && shifted, &sum, &magnitude);
+        if ((k - begin) % Math::kPromote == 0 || k >= end) {
+          math.promote();
+          sums.sum += sum;
+          sums.magnitude += magnitude;
+          sum = magnitude = 0;
         }
-        if (!isfinite(total)) total = not_a_number<double>();
-        Out* const means = (side == 0 ? mean_x : mean_y) + item * plan.variables[of];
-        if (side == 0 ? sj == 0 : !plan.symmetric && si == 0)
-          means[v] = static_cast<Out>(parts.pilots[plan.pilots_at(of, item) + v] + total / n);
-        const double average = magnitude / n;
-        if (average != 0 && !(average >= kLeast && average <= kMost))
-          total = not_a_number<double>();
+        if ((k - begin) % kFlush == 0 || k >= end) {
+          A* to = parts.products + (part * plan.tiles + which) * plan.tile_size();
+          const bool first = k - begin <= kFlush;
+          math.for_each([&](int row, int column, A value) {
+            if (row < plan.rows && column < plan.columns) {
+              A* const at = to + row * plan.columns + column;
+              *at = first ? value : *at + value;
+            }
+          });
+          math.clear();
+        }
       }
-      totals[side][threadIdx.x % kFinish] = total;
-    }
-    __syncthreads();
-    const int column = static_cast<int>(threadIdx.x) % kFinish;
-    Out* const to = cov + item * rows * columns;
-    for (int row = static_cast<int>(threadIdx.x) / kFinish; row < kFinish;
-         row += kThreads / kFinish) {
-      const int64_t i = i0 + row, j = j0 + column;
-      if (i >= rows || j >= columns || (plan.symmetric && j > i)) continue;
-      const int64_t ti = i / plan.tile, tj = j / plan.tile;
-      const int64_t tile = (plan.symmetric ? ti * (ti + 1) / 2 : ti * plan.tile_columns) + tj;
-      const A* from = parts.products + (item * plan.splits * plan.tiles + tile) * plan.tile_size() +
-                      (i - ti * plan.tile) * plan.columns + (j - tj * plan.tile);
-      double sum = 0;
-      for (int64_t s = 0; s < plan.splits; ++s)
-        sum += static_cast<double>(from[s * plan.tiles * plan.tile_size()]);
-      const double central = sum - totals[0][row] * totals[1][column] / n;
-      const Out value = static_cast<Out>(central / static_cast<double>(plan.samples - correction));
-      square[row][column] = isfinite(value) ? value : not_a_number<Out>();
-      to[i * columns + j] = square[row][column];
-    }
-    __syncthreads();
-    if (plan.symmetric) {
-      for (int row = static_cast<int>(threadIdx.x) / kFinish; row < kFinish;
-           row += kThreads / kFinish) {  // of the mirrored square
-        const int64_t i = j0 + row, j = i0 + column;
-        if (j < columns && i < j) to[i * columns + j] = square[column][row];
+      bool parts_now = false;
+      if (k < end) {
+        parts_now = x.put(shared->stages[turn][0], shifted);
+        if (!same) parts_now |= y.put(shared->stages[turn][1], shifted);
       }
-      __syncthreads();
+      parted = __syncthreads_or(parts_now);
     }
+    if (tells) parts.sums[plan.sums_at(own_side, part) + own_variable] = sums;
   }
 }
 
@@ -344,7 +225,7 @@ cudaError_t make_plan(const SampleBatch& x, const SampleBatch* y, int tile, int 
   plan->columns = static_cast<int>(std::min<int64_t>(vy, tile));
   const int64_t splits = choose_splits(std::max<int64_t>(1, plan->tiles * plan->items),
                                        plan->samples, int64_t{processors} * blocks);
-  plan->length = divide_up(divide_up(plan->samples, splits), kPromote) * kPromote;
+  plan->length = divide_up(divide_up(plan->samples, splits), kSplit) * kSplit;
   plan->splits = divide_up(plan->samples, plan->length);
   return cudaSuccess;
 }
@@ -382,20 +263,34 @@ bool in_vectors(const SampleBatch& batch, bool along, int64_t count, size_t byte
   return good;
 }
 
-template <class Math, bool kAlongSamples>
+template <class Math>
 cudaError_t run_products(const SampleBatch& x, const SampleBatch& y, const Plan& plan,
                          const Parts<typename Math::Accumulator>& parts, void* stream) {
   constexpr int64_t kVector = Math::kVector;
   constexpr size_t kBytes = sizeof(typename Math::Element) * kVector;
-  const Inputs inputs{{{x, in_vectors(x, kAlongSamples, kVector, kBytes)},
-                       {y, in_vectors(y, kAlongSamples, kVector, kBytes)}}};
-  const auto covariance_products = products_kernel<Math, kAlongSamples>;
+  const Inputs inputs{{{x, in_vectors(x, Math::kAlongSamples, kVector, kBytes)},
+                       {y, in_vectors(y, Math::kAlongSamples, kVector, kBytes)}}};
+  const auto covariance_products = products_kernel<Math>;
   const cudaError_t error =
       cudaFuncSetAttribute(covariance_products, cudaFuncAttributeMaxDynamicSharedMemorySize,
                            static_cast<int>(sizeof(Shared<Math>)));
   if (error != cudaSuccess) return error;
   INFOSLICE_LAUNCH(covariance_products, static_cast<unsigned>(std::min(kMaxGrid, plan.tasks())),
                    kThreads, sizeof(Shared<Math>), stream, inputs, plan, parts);
+  return cudaGetLastError();
+}
+
+template <class A, class Out, int kSquare>
+cudaError_t run_finish(const Plan& plan, const Parts<A>& parts, int64_t correction, Out* cov,
+                       Out* mean_x, Out* mean_y, void* stream) {
+  const int64_t rows = divide_up(plan.variables[0], kSquare),
+                columns = divide_up(plan.variables[1], kSquare);
+  const int64_t squares = plan.symmetric ? rows * (rows + 1) / 2 : rows * columns;
+  const auto covariance_finish = finish_kernel<A, Out, kSquare>;
+  const dim3 grid(static_cast<unsigned>(squares),
+                  static_cast<unsigned>(std::min(kMaxGrid, plan.items)));
+  INFOSLICE_LAUNCH(covariance_finish, grid, kThreads, 0, stream, plan, parts, correction, cov,
+                   mean_x, mean_y);
   return cudaGetLastError();
 }
 
@@ -408,27 +303,27 @@ int run(const SampleBatch& x, const SampleBatch* y, int64_t correction, Out* cov
   if (error != cudaSuccess || plan.tasks() == 0) return error;
   const Parts<A> parts = parts_in<A>(workspace, plan);
   const SampleBatch& right = y == nullptr ? x : *y;
-  error = along_samples(x.first) ? run_products<Math, true>(x, right, plan, parts, stream)
-                                 : run_products<Math, false>(x, right, plan, parts, stream);
+  error = run_products<Math>(x, right, plan, parts, stream);
   if (error != cudaSuccess) return error;
-  const int64_t rows = divide_up(plan.variables[0], kFinish),
-                columns = divide_up(plan.variables[1], kFinish);
-  const int64_t squares = plan.symmetric ? rows * (rows + 1) / 2 : rows * columns;
-  const auto covariance_finish = finish_kernel<A, Out>;
-  INFOSLICE_LAUNCH(covariance_finish,
-                   static_cast<unsigned>(std::min(kMaxGrid, squares * plan.items)), kThreads, 0,
-                   stream, plan, parts, correction, cov, mean_x, mean_y);
-  return cudaGetLastError();
+  // With few cells, small squares keep the device busy.
+  return plan.tiles * plan.items < 8
+             ? run_finish<A, Out, 8>(plan, parts, correction, cov, mean_x, mean_y, stream)
+             : run_finish<A, Out, 32>(plan, parts, correction, cov, mean_x, mean_y, stream);
 }
 
 /// Calls f with the way to multiply that serves these inputs.
 template <class T, class F>
 auto with_math(const SampleBatch& x, const SampleBatch* y, const F& f) {
-  const int64_t widest = std::max(x.first.variables, y == nullptr ? 0 : y->first.variables);
+  const bool small = std::max(x.first.variables, y == nullptr ? 0 : y->first.variables) <= 64;
+  const bool along = along_samples(x.first);
   if constexpr (sizeof(T) == 8) {
-    return f(Simt<T, 64>());
+    return along ? f(Simt<T, 64, true>()) : f(Simt<T, 64, false>());
+  } else if constexpr (sizeof(T) == 4) {
+    if (small) return along ? f(Simt<T, 64, true>()) : f(Simt<T, 64, false>());
+    return along ? f(Simt<T, 128, true>()) : f(Simt<T, 128, false>());
   } else {
-    return widest <= 64 ? f(Simt<T, 64>()) : f(Simt<T, 128>());
+    if (small) return along ? f(TensorCores<T, 64, true>()) : f(TensorCores<T, 64, false>());
+    return along ? f(TensorCores<T, 128, true>()) : f(TensorCores<T, 128, false>());
   }
 }
 

@@ -7,9 +7,51 @@
 
 namespace infoslice::cuda {
 
+/// Axes that an index runs through, the last one fastest.
+struct Axes {
+  Axes(const Samples::Axis* from, int number) : count(number) {
+    for (int a = 0; a < number; ++a) {
+      axes[a] = from[a];
+      inverse[a] = 1.0 / static_cast<double>(from[a].size);
+    }
+  }
+
+  /// Where in memory. No integer division: one of 64 bits is a function call on the device. The
+  /// quotient of an index below 2^53 comes out right or one off.
+  __device__ __forceinline__ int64_t offset(int64_t index) const {
+    int64_t offset = 0;
+    for (int a = count - 1; a > 0; --a) {
+      auto quotient = static_cast<int64_t>(static_cast<double>(index) * inverse[a]);
+      int64_t rest = index - quotient * axes[a].size;
+      if (rest < 0) {
+        --quotient;
+        rest += axes[a].size;
+      } else if (rest >= axes[a].size) {
+        ++quotient;
+        rest -= axes[a].size;
+      }
+      offset += rest * axes[a].stride;
+      index = quotient;
+    }
+    return count > 0 ? offset + index * axes[0].stride : 0;
+  }
+
+  Samples::Axis axes[12];
+  double inverse[12];
+  int count;
+};
+
 /// A batch of inputs as a kernel parameter.
 struct View {
-  SampleBatch inputs;
+  View(const SampleBatch& batch, bool in_vectors)
+      : data(batch.first.data),
+        stride(batch.first.stride),
+        samples(batch.first.axes, batch.first.axes_count),
+        items(batch.axes, batch.axes_count),
+        vectors(in_vectors) {}
+  const void* data;
+  int64_t stride;  // of variables
+  Axes samples, items;
   bool vectors;  // whole vectors lie in memory one after the other and aligned
 };
 
@@ -19,33 +61,6 @@ struct __align__(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {
   T at[N];
 };
 
-/// Divides by 32 bits where that is all there is: several times faster on the device.
-__device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {
-  if (((a | b) >> 32) == 0)
-    return static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
-  return a / b;
-}
-
-__device__ inline int64_t offset_along(const Samples::Axis* axes, int count, int64_t index) {
-  int64_t offset = 0;
-  for (int a = count - 1; a > 0; --a) {
-    const int64_t rest = divide(index, axes[a].size);
-    offset += (index - rest * axes[a].size) * axes[a].stride;
-    index = rest;
-  }
-  return count > 0 ? offset + index * axes[0].stride : 0;
-}
-
-__device__ __forceinline__ int64_t offset_of_sample(const View& view, int64_t k) {
-  return offset_along(view.inputs.first.axes, view.inputs.first.axes_count, k);
-}
-
-template <class T>
-__device__ __forceinline__ const T* item_of(const View& view, int64_t item) {
-  return static_cast<const T*>(view.inputs.first.data) +
-         offset_along(view.inputs.axes, view.inputs.axes_count, item);
-}
-
 /// Reads tiles of kTile variables by kDepth samples into the registers of a block: kPasses vectors
 /// of kVector elements a thread, which run along the samples or along the variables.
 template <class T, int kTile, int kDepth, int kVector, bool kAlongSamples>
@@ -53,7 +68,15 @@ struct Loader {
   static constexpr int kAcross = (kAlongSamples ? kDepth : kTile) / kVector;
   static constexpr int kPasses = kTile * kDepth / (kThreads * kVector);
   static_assert(kPasses >= 1 && kThreads % kAcross == 0);
-  T values[kPasses][kVector];
+
+  // Kept as words: 16-bit elements would take a register each.
+  using Vector = Pack<T, kVector>;
+  uint32_t words[kPasses][sizeof(Vector) / 4];
+  __device__ __forceinline__ Vector vector(int pass) const {
+    Vector result;
+    memcpy(&result, words[pass], sizeof(Vector));
+    return result;
+  }
 
   // Where the vector of a pass begins in the tile.
   static __device__ __forceinline__ int variable(int pass) {
@@ -74,34 +97,19 @@ struct Loader {
     for (int pass = 0; pass < kPasses; ++pass) {
       const int v = variable(pass), k = sample(pass);
       const T* own = from + v * stride;
+      Vector read;
       if (vectors && v < variables && k < samples) {
-        const auto pack = *reinterpret_cast<const Pack<T, kVector>*>(own + offsets[k]);
-#pragma unroll
-        for (int e = 0; e < kVector; ++e) values[pass][e] = pack.at[e];
+        read = *reinterpret_cast<const Vector*>(own + offsets[k]);
       } else {
 #pragma unroll
         for (int e = 0; e < kVector; ++e) {
           const int ev = kAlongSamples ? 0 : e, ek = kAlongSamples ? e : 0;
-          values[pass][e] = v + ev < variables && k + ek < samples
-                                ? own[ev * stride + offsets[k + ek]]
-                                : pilots[v + ev];
+          read.at[e] = v + ev < variables && k + ek < samples ? own[ev * stride + offsets[k + ek]]
+                                                              : pilots[v + ev];
         }
       }
+      memcpy(words[pass], &read, sizeof(Vector));
     }
-  }
-};
-
-/// Sums of the deviations and of their magnitudes that one thread has loaded.
-template <class A, int N>
-struct ColumnSums {
-  A sum[N], magnitude[N];
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (int i = 0; i < N; ++i) sum[i] = magnitude[i] = A(0);
-  }
-  __device__ __forceinline__ void add(int i, A deviation) {
-    sum[i] += deviation;
-    magnitude[i] += deviation < A(0) ? -deviation : deviation;
   }
 };
 

@@ -10,35 +10,48 @@ namespace infoslice::cuda {
 /// kTile x kTile sums in the registers of a block of 256 threads: 16 x 16 threads, of each
 /// kTile / 16 squared. float sums are promoted to a second set every kPromote samples: the error of
 /// a sum grows with the number of its terms, so two short sums are closer than a long one.
-template <class T, int kEdge>
+template <class T, int kEdge, bool kAlong>
 struct Simt {
   using Element = T;
   using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
   using A = Accumulator;
+  static constexpr bool kAlongSamples = kAlong;  // how it wants to be given its vectors
   static constexpr int kTile = kEdge;
   static constexpr int kDepth = 16;
   static constexpr int kVector = sizeof(T) == 8 ? 2 : 4;
   // Of a multiprocessor at once, as far as registers go.
   static constexpr int kBlocks = kEdge == 64 && sizeof(T) < 8 ? 2 : 1;
+  static constexpr int kPromote = 64;  // samples
   static constexpr bool kPromotes = !std::is_same_v<A, double>;
-  static constexpr double kZeroPilot = 0;
+  static constexpr bool kPrefersZero = false;  // of pilots
 
   struct Stage {
     A at[kDepth][kTile + 4];  // a row of variables for each sample
   };
 
-  /// Writes the deviations of a vector whose first element is this variable and sample.
-  template <bool kAlongSamples>
-  static __device__ __forceinline__ void put(Stage& stage, int variable, int sample,
-                                             const A (&deviations)[kVector]) {
-    if constexpr (kAlongSamples) {
+  /// Writes the deviations of a vector whose first element is this variable and sample. The last
+  /// argument and the result are TensorCores' affair.
+  static __device__ __forceinline__ bool put(Stage& stage, int variable, int sample,
+                                             const Pack<T, kVector>& values, const T* pilots,
+                                             bool /*shifted*/) {
+    Pack<A, kVector> pack;
 #pragma unroll
-      for (int e = 0; e < kVector; ++e) stage.at[sample + e][variable] = deviations[e];
-    } else {
-      Pack<A, kVector> pack;
-#pragma unroll
-      for (int e = 0; e < kVector; ++e) pack.at[e] = deviations[e];
-      *reinterpret_cast<Pack<A, kVector>*>(&stage.at[sample][variable]) = pack;
+    for (int e = 0; e < kVector; ++e) {
+      pack.at[e] = widened(values.at[e]) - widened(pilots[kAlong ? 0 : e]);
+      if (kAlong) stage.at[sample + e][variable] = pack.at[e];
+    }
+    if (!kAlong) *reinterpret_cast<Pack<A, kVector>*>(&stage.at[sample][variable]) = pack;
+    return false;
+  }
+
+  /// Adds the deviations of a variable and their magnitudes.
+  static __device__ __forceinline__ void sum(const Stage& stage, int variable, bool /*parted*/,
+                                             A* total, A* magnitude) {
+#pragma unroll 8
+    for (int k = 0; k < kDepth; ++k) {
+      const A deviation = stage.at[k][variable];
+      *total += deviation;
+      *magnitude += fabs(deviation);
     }
   }
 
@@ -50,7 +63,7 @@ struct Simt {
     }
   }
 
-  __device__ __forceinline__ void multiply(const Stage& left, const Stage& right) {
+  __device__ __forceinline__ void multiply(const Stage& left, const Stage& right, bool /*parted*/) {
 #pragma unroll 2
     for (int k = 0; k < kDepth; ++k) {
       A l[kOwn], r[kOwn];

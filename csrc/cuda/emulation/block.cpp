@@ -15,12 +15,14 @@ bool finish_collective(CudaThread* const* warp, int lanes, const CudaThread& me)
       return false;
     }
   }
-  uint64_t values[kWarp] = {};
-  for (int i = 0; i < lanes; ++i) values[i] = warp[i]->value;
+  uint64_t values[3 * kWarp] = {};
+  for (int i = 0; i < lanes; ++i) {
+    for (int v = 0; v < 3; ++v) values[v * kWarp + i] = warp[i]->values[v];
+  }
   const unsigned mask = me.mask;
   for (int i = 0; i < lanes; ++i) {
     if ((mask >> i & 1u) == 0) continue;
-    std::copy(values, values + kWarp, warp[i]->received);
+    std::copy(values, values + 3 * kWarp, warp[i]->received);
     warp[i]->state = CudaThread::ready;
   }
   return true;
@@ -32,7 +34,8 @@ std::string at(Place place) {
 
 std::string describe(const CudaThread* threads, int count) {
   const auto doing = [](const CudaThread& thread) -> std::string {
-    static const char* const kinds[] = {"__syncwarp", "a shuffle", "a vote"};
+    static const char* const kinds[] = {"__syncwarp", "a shuffle", "a vote",
+                                        "a matrix instruction"};
     switch (thread.state) {
       case CudaThread::returned:
         return "returned";

@@ -1,6 +1,7 @@
 // One running block. fibers.cpp and threads.cpp implement it, one of them per build.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <random>
@@ -33,9 +34,11 @@ struct CudaThread {
   Place place{"", 0};  // where it waits
   Collective kind = Collective::sync;
   unsigned mask = 0;
-  uint64_t value = 0;
-  uint64_t received[kWarp] = {};
+  uint64_t values[3] = {};
+  uint64_t received[3 * kWarp] = {};
+  uint64_t block_votes = 0;  // how many __syncthreads_or it has come to
 };
+CudaThread& this_thread();
 
 /// Brings the collective on which `me` has just arrived to its end if all lanes are there, else
 /// leaves `me` waiting. `warp` are the `lanes` threads of its warp. Lanes that the block does not
@@ -56,6 +59,8 @@ class Block {
   std::string run();  // what went wrong, or nothing
 
   void* const shared;
+  // The last __syncthreads_or of even and of odd number that somebody said yes to.
+  std::atomic<uint64_t> last_yes[2] = {};
 
   struct Implementation;
 

@@ -14,8 +14,8 @@
 // With INFOSLICE_EMULATION_THREADS every CUDA thread is a thread of the system, for ThreadSanitizer:
 // a data race between CUDA threads is then one that it reports with file and line. (A deadlock ends
 // the program there.)
-// Not modelled: concurrency between blocks, tensor cores, asynchronous copies, the rounding of fast
-// intrinsics.
+// Matrix instructions are in matrix.h.
+// Not modelled: concurrency between blocks, asynchronous copies, the rounding of fast intrinsics.
 #pragma once
 
 #define INFOSLICE_EMULATION 1
@@ -91,11 +91,13 @@ void launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t 
 void allow_shared_memory(const void* kernel, size_t bytes);
 void* dynamic_shared();
 void sync_threads(Place place);
+bool sync_threads_or(Place place, bool predicate);
 
-enum class Collective { sync, shuffle, vote };
+enum class Collective { sync, shuffle, vote, matrix };
 /// Waits until all lanes of the mask have come to a collective of this kind; gives their values, by
-/// lane.
-const uint64_t* exchange(Collective kind, unsigned mask, uint64_t value, Place place);
+/// lane: 32 of the first, of the second, of the third.
+const uint64_t* exchange(Collective kind, unsigned mask, uint64_t value, Place place,
+                         uint64_t second = 0, uint64_t third = 0);
 /// The value of a lane, which must be one of the mask's.
 uint64_t read_lane(const uint64_t* values, unsigned mask, int source, Place place);
 int lane();
@@ -148,6 +150,8 @@ struct SyncWarp {
 #define warpSize 32
 
 #define __syncthreads() ::infoslice::emulation::sync_threads(INFOSLICE_HERE)
+#define __syncthreads_or(predicate) \
+  static_cast<int>(::infoslice::emulation::sync_threads_or(INFOSLICE_HERE, predicate))
 #define __syncwarp \
   ::infoslice::emulation::SyncWarp { INFOSLICE_HERE }
 #define __shfl_sync(...) ::infoslice::emulation::shuffle_index(INFOSLICE_HERE, __VA_ARGS__)

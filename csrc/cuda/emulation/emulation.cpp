@@ -98,6 +98,14 @@ void launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t 
   }
 }
 
+bool sync_threads_or(Place place, bool predicate) {
+  const uint64_t vote = ++this_thread().block_votes;
+  std::atomic<uint64_t>& last_yes = running_block->last_yes[vote % 2];
+  if (predicate) last_yes.store(vote, std::memory_order_relaxed);
+  sync_threads(place);
+  return last_yes.load(std::memory_order_relaxed) == vote;
+}
+
 unsigned ballot(Place place, unsigned mask, bool predicate) {
   const uint64_t* votes = exchange(Collective::vote, mask, predicate ? 1 : 0, place);
   unsigned result = 0;

@@ -189,6 +189,7 @@ Block::Block(uint3 index, dim3 size, dim3 grid, void* shared_memory,
 Block::~Block() = default;
 std::string Block::run() { return implementation_->run(); }
 
+CudaThread& this_thread() { return current_fiber->thread; }
 const Position& position() { return current_fiber->thread.position; }
 int lane() { return current_fiber->thread.index % kWarp; }
 
@@ -198,12 +199,15 @@ void sync_threads(Place place) {
   current_block->suspend(false);
 }
 
-const uint64_t* exchange(Collective kind, unsigned mask, uint64_t value, Place place) {
+const uint64_t* exchange(Collective kind, unsigned mask, uint64_t value, Place place,
+                         uint64_t second, uint64_t third) {
   CudaThread& me = current_fiber->thread;
   me.state = CudaThread::at_collective;
   me.kind = kind;
   me.mask = mask;
-  me.value = value;
+  me.values[0] = value;
+  me.values[1] = second;
+  me.values[2] = third;
   me.place = place;
   std::vector<Fiber>& fibers = current_block->fibers;
   const int first = me.index / kWarp * kWarp;

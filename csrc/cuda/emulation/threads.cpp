@@ -91,11 +91,13 @@ Block::Block(uint3 index, dim3 size, dim3 grid, void* shared_memory,
 Block::~Block() = default;
 std::string Block::run() { return implementation_->run(); }
 
+CudaThread& this_thread() { return *current_thread; }
 const Position& position() { return current_thread->position; }
 int lane() { return current_thread->index % kWarp; }
 void sync_threads(Place place) { current_block->sync(place); }
 
-const uint64_t* exchange(Collective kind, unsigned mask, uint64_t value, Place place) {
+const uint64_t* exchange(Collective kind, unsigned mask, uint64_t value, Place place,
+                         uint64_t second, uint64_t third) {
   CudaThread& me = *current_thread;
   const int number = me.index / kWarp, first = number * kWarp;
   Warp& own = current_block->warps[static_cast<size_t>(number)];
@@ -109,7 +111,9 @@ const uint64_t* exchange(Collective kind, unsigned mask, uint64_t value, Place p
   me.state = CudaThread::at_collective;
   me.kind = kind;
   me.mask = mask;
-  me.value = value;
+  me.values[0] = value;
+  me.values[1] = second;
+  me.values[2] = third;
   me.place = place;
   if (finish_collective(warp, lanes, me)) {
     own.changed.notify_all();

@@ -11,11 +11,13 @@
 // Accumulation. Samples come in chunks of some hundred. Each is shifted by about the running mean,
 // which makes the products as accurate for means of 100 standard deviations as for none; products
 // are summed in tiles of the working type (float for float, bfloat16 and float16 inputs, double for
-// double) and flushed to double after each chunk. Where the mean leaves the shift by half a standard
-// deviation, the sums are moved to a new one, and slabs of samples are put together, by the exact
-// formulas (Chan, Golub and LeVeque 1983), in double. Relative error, max |error| / max |cov|: below
-// 2e-6 with float tiles, 1e-13 with double. Where the deviations of a channel are too large or too
-// small for float tiles (outside 1e-15 to 1e15 in the root mean square) everything is done in double.
+// double) and flushed to double after each chunk. Where the mean leaves the shift by half a
+// standard deviation, the sums are moved to a new one, and slabs of samples are put together, by
+// the exact formulas (Chan, Golub and LeVeque 1983), in double. Largest error, relative to the
+// largest product of two standard deviations: below 2e-6 with float tiles (up to 1e-5 on heavy
+// tails with registers of 16 or 32 bytes, whose partial sums are longer), 1e-13 with double. Where
+// the deviations of a channel are too large or too small for float tiles (outside 1e-15 to 1e15 in
+// the root mean square) everything is done in double.
 //
 // Failure. A NaN or Inf in the input, and a result outside the range of the output type, are found
 // and told by batch item and variable; the output is then undefined. n > correction is the caller's

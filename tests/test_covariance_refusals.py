@@ -230,3 +230,28 @@ def test_overflow_is_refused():
     assert ops.covariance(x).covariance.isfinite().all()
     with pytest.raises(ValueError, match="overflow"):
         ops.covariance(x * 1e200)
+
+
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+def test_geometry_that_overflows_is_refused(name):
+    x = torch.randn(2, 1, 8)
+    for value in (2**62, 2**63 - 1):
+        with pytest.raises(ValueError, match=f"patch_covariance: {name}: expected .* or less"):
+            ops.patch_covariance(x, 3, **{name: value})
+
+
+def test_a_mean_of_y_out_of_range_is_told():
+    x, y = np.random.default_rng(0).standard_normal((20, 2)), np.full((20, 3), 1.0)
+    y[:, 1] = 1e300
+    with pytest.raises(ValueError, match=r"cross_covariance: y: .* an overflow in channel 1;"):
+        ops.cross_covariance(x, y, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"cross_covariance: x: .* an overflow in channel 1;"):
+        ops.cross_covariance(y, x, dtype=np.float32)
+
+
+def test_elements_without_bytes_are_refused():
+    nothing = np.zeros((3, 2), np.dtype([]))
+    with pytest.raises(TypeError, match="no bytes"):
+        ops.covariance(nothing)
+    with pytest.raises(TypeError, match="no bytes"):
+        ops.slice_channels([nothing], [[0]], [[np.array([0, 2])]])

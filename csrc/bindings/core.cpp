@@ -141,6 +141,8 @@ class NumpyCall final : public Call {
     constexpr uint64_t kHasObject = 1;  // NPY_ITEM_HASOBJECT
     if ((dtype.flags() & kHasObject) != 0)
       type_error(i, "an array of numbers", "one of Python objects");
+    if (array.itemsize() == 0)
+      type_error(i, "an array of numbers", "one whose elements have no bytes");
     if (array.ndim() > kMaxDims)
       value_error(i, "at most 12 dimensions", std::to_string(array.ndim()));
     // Views of records and arrays of foreign byte order become plain arrays first.

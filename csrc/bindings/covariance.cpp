@@ -66,7 +66,7 @@ void check_outcome(const Call& call, const CovarianceOutcome& outcome, const Dim
   }
   if (outcome.kind == CovarianceOutcome::not_finite)
     call.value_error(outcome.in_y ? 1 : 0, "finite values", "NaN or Inf in " + where);
-  call.value_error(0, "moments within the range of the result's dtype",
+  call.value_error(outcome.in_y ? 1 : 0, "moments within the range of the result's dtype",
                    "an overflow in " + where + "; scale the data or pass " +
                        call.op.parameters[static_cast<size_t>(dtype_argument)].name + "=float64");
 }
@@ -269,6 +269,8 @@ Patches patches_of(const Call& call, int first) {
     p.padding[d] = 0;
     p.pixel_stride[d] = 0;
   }
+  // Products of two of them, and sums of those, fit 64 bits.
+  constexpr int64_t kMost = int64_t{1} << 30;
   const auto take = [&](int argument, int64_t* to, int64_t least) {
     const auto& values = call.integers(argument);
     if (static_cast<int>(values.size()) != spatial)
@@ -277,6 +279,8 @@ Patches patches_of(const Call& call, int first) {
     for (int d = 0; d < spatial; ++d) {
       if (values[static_cast<size_t>(d)] < least)
         call.value_error(argument, text(least) + " or more", text(values[static_cast<size_t>(d)]));
+      if (values[static_cast<size_t>(d)] > kMost)
+        call.value_error(argument, text(kMost) + " or less", text(values[static_cast<size_t>(d)]));
       to[2 - spatial + d] = values[static_cast<size_t>(d)];
     }
   };

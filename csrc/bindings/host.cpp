@@ -5,12 +5,8 @@
 namespace infoslice {
 namespace {
 
-struct DtypeInfo {
-  const char* name;
-  int64_t size;
-};
-constexpr DtypeInfo kDtypes[] = {{"float64", 8}, {"float32", 4}, {"bfloat16", 2}, {"float16", 2},
-                                 {"int64", 8},   {"int32", 4},   {"another", 0}};
+constexpr const char* kDtypes[] = {"float64", "float32", "bfloat16", "float16",
+                                   "int64",   "int32",   "another"};
 
 std::vector<const Op*>& registry() {
   static std::vector<const Op*> ops;
@@ -34,8 +30,7 @@ Parameter parse_parameter(const std::string& text) {  // "Tensor x", "int batch_
 
 }  // namespace
 
-const char* dtype_name(Dtype dtype) { return kDtypes[static_cast<int>(dtype)].name; }
-int64_t dtype_size(Dtype dtype) { return kDtypes[static_cast<int>(dtype)].size; }
+const char* dtype_name(Dtype dtype) { return kDtypes[static_cast<int>(dtype)]; }
 
 Dims Dims::contiguous_strides() const {
   Dims strides = *this;

@@ -34,7 +34,6 @@ struct CudaKernels;
 
 enum class Dtype : uint8_t { float64, float32, bfloat16, float16, int64, int32, other };
 const char* dtype_name(Dtype dtype);
-int64_t dtype_size(Dtype dtype);  // bytes; of `other`: 0
 
 constexpr int kMaxDims = 12;
 
@@ -133,7 +132,6 @@ class Call {
     return std::get<std::vector<int64_t>>(arguments_[i]);
   }
   double real(int i) const { return std::get<double>(arguments_[i]); }
-  bool boolean(int i) const { return integer(i) != 0; }
   std::optional<Dtype> dtype(int i) const { return std::get<std::optional<Dtype>>(arguments_[i]); }
 
   // Errors: "op: argument: expected ..., got ...".

@@ -146,7 +146,8 @@ Jobs checked_jobs(const Call& call) {
           (keep.count > 0 && (keep.values[0] < 0 || keep.values[keep.count - 1] >= cut.size)))
         check_keep(call, place(), keep, cut.size);
       cut.size = keep.count;
-      cut.keep = keep.count ? keep.values : &keep.count;  // no entry of an empty list is read
+      static const int64_t none = 0;  // no entry of an empty list is read
+      cut.keep = keep.count ? keep.values : &none;
     }
     const Dims strides = result_strides(source, sizes_of(own, source.dims()));
     for (int d = 0; d < source.dims(); ++d) own[d].target_stride = strides[d];

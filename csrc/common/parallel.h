@@ -24,7 +24,8 @@ inline int threads_for(int threads, [[maybe_unused]] double nanoseconds) {
 #ifdef INFOSLICE_SANITIZE
   return threads;
 #else
-  return nanoseconds < 1e6 ? 1 : std::max(1, std::min<int>(threads, int(nanoseconds / 5e5)));
+  if (nanoseconds < 1e6) return 1;
+  return std::max(1, static_cast<int>(std::min<double>(threads, nanoseconds / 5e5)));
 #endif
 }
 

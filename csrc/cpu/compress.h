@@ -7,9 +7,9 @@
 // lanes are brought to the front (vpcompress, or a permutation looked up by the bits) and stored
 // where the previous ones end. What is stored behind them is overwritten by the next store; the
 // last stores of a row, where they would write too far, go through a buffer. So nothing is read
-// outside the source row from its first chosen block to its last, nothing is written behind the target row or the limit,
-// and a row can be compressed onto itself or any earlier place: no store reaches what is still to
-// be read.
+// outside the source row from its first chosen block to its last, nothing is written behind the
+// target row or the limit, and a row can be compressed onto itself or any earlier place: no store
+// reaches what is still to be read.
 //
 // For GCC on x86-64 from v3 on. Elsewhere there is no Compression, and the caller copies blocks.
 #pragma once
@@ -189,7 +189,8 @@ inline Compression compression_of(const int64_t* keep, int64_t count, int64_t bl
   return by;
 }
 
-// source: the first chosen block of the row. What lies between the end of the target row and `limit`
+// source: the first chosen block of the row. What lies between the end of the target row and
+// `limit`
 // may be overwritten: the beginning of a row that is compressed next.
 inline void compress_row(const Compression& by, const char* source, char* target,
                          const char* limit) {

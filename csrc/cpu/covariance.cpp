@@ -69,7 +69,9 @@ bool conclude(const Moments<A>& moments, const Source& x, const Source* y, int64
   }
   const int64_t bad = out.as_double ? write<double>(moments, correction, out)
                                     : write<float>(moments, correction, out);
-  if (bad >= 0) outcome = {CovarianceOutcome::out_of_range, false, 0, bad};
+  const bool in_y = bad >= x.variables();
+  if (bad >= 0)
+    outcome = {CovarianceOutcome::out_of_range, in_y, 0, in_y ? bad - x.variables() : bad};
   return true;
 }
 
@@ -84,13 +86,8 @@ CovarianceOutcome solve(const Source& x, const Source* y, int64_t correction, co
                             : std::min(kSlabs, std::max<int64_t>(1, n / kSlabSamples));
   const Chunks<A> chunks(x);
   const int64_t slab = (n / slabs + chunks.size() - 1) / chunks.size() * chunks.size();
-  Side<A> side_x(x);
-  side_x.start(chunks.count(0, n), threads);
-  std::unique_ptr<Side<A>> side_y;
-  if (y) {
-    side_y = std::make_unique<Side<A>>(*y);
-    side_y->start(chunks.count(0, n), threads);
-  }
+  const Side<A> side_x(x);
+  const std::unique_ptr<const Side<A>> side_y = y ? std::make_unique<Side<A>>(*y) : nullptr;
   std::vector<std::unique_ptr<Moments<A>>> moments(slabs);
   const auto run_slab = [&](int64_t s) {
     moments[s] = std::make_unique<Moments<A>>(side_x, side_y.get());

@@ -85,16 +85,16 @@ struct Side {
     });
   }
 
-  // The first shift is the mean of a quarter of the first chunk, summed relative to its first
-  // sample, so that a constant channel has deviations of exactly zero.
-  void start(int64_t count, int threads) {
+  // The first shift is the mean of a quarter of the first chunk of a stretch, summed relative to its
+  // first sample, so that a constant channel has deviations of exactly zero.
+  void start(int64_t begin, int64_t count, int threads) {
     for (int64_t v = 0; v < variables; ++v) {
       double first;
-      source.read(v, 0, 1, &first);
+      source.read(v, begin, 1, &first);
       shift[v] = static_cast<A>(first);
     }
     count = (count + 3) / 4;
-    pack(0, count, Panels<A>(variables, count).packed(), threads);
+    pack(begin, count, Panels<A>(variables, count).packed(), threads);
     const double n = static_cast<double>(count);
     for (int64_t v = 0; v < variables; ++v)
       shift[v] =
@@ -176,6 +176,10 @@ class Moments {
     const std::unique_ptr<const Panels<A>> panels_y =
         y_ ? std::make_unique<Panels<A>>(y_->variables, most) : nullptr;
     const Packed<A> x = panels_x.packed(), y = y_ ? panels_y->packed() : x;
+    if (begin < end) {
+      x_.start(begin, chunks.count(begin, end), threads);
+      if (y_) y_->start(begin, chunks.count(begin, end), threads);
+    }
     while (begin < end) {
       const int64_t count = chunks.count(begin, end), next = begin + count;
       // Near the mean, products are as accurate for means of 100 standard deviations as for none.
@@ -222,8 +226,8 @@ class Moments {
     return side_is(x_) && (!y_ || side_is(*y_));
   }
 
-  // Subtracts the means' part, divides and writes row major; the first row with a value that Out
-  // cannot hold, or -1.
+  // Subtracts the means' part, divides and writes row major. -1, or the first variable with a value
+  // that Out cannot hold, those of y counted after those of x.
   template <class Out>
   int64_t write(int64_t correction, Out* cov, Out* mean_x, Out* mean_y) const {
     const Side<A>& side_y = y_ ? *y_ : x_;
@@ -252,9 +256,12 @@ class Moments {
       mean_x[v] = static_cast<Out>(x_.mean(v, n));
       if (!std::isfinite(mean_x[v])) bad = std::min(bad, v);
     }
-    if (y_)
-      for (int64_t v = 0; v < columns; ++v) mean_y[v] = static_cast<Out>(y_->mean(v, n));
-    return bad < rows ? bad : -1;
+    int64_t bad_y = columns;
+    for (int64_t v = 0; y_ && v < columns; ++v) {
+      mean_y[v] = static_cast<Out>(y_->mean(v, n));
+      if (!std::isfinite(mean_y[v])) bad_y = std::min(bad_y, v);
+    }
+    return bad < rows ? bad : bad_y < columns ? rows + bad_y : -1;
   }
 
  private:

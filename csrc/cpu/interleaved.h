@@ -13,7 +13,7 @@
 #include <cstring>
 #include <limits>
 
-#include "common/simd.h"
+#include "common/transposes.h"
 #include "cpu/products.h"
 
 namespace infoslice::cpu {

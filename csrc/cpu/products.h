@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "common/simd.h"
+#include "common/transposes.h"
 
 namespace infoslice::cpu {
 

@@ -139,13 +139,13 @@ INFOSLICE_INLINE void multiply_strip(const Product<T>& p, int64_t column, int64_
 }
 
 template <int Bytes>
-INFOSLICE_INLINE void add_gram_body(double sign, const double* b, int64_t rows, int64_t columns,
-                                    int64_t stride, double* c, int64_t c_stride) {
+INFOSLICE_INLINE void add_gram_body(const double* b, int64_t rows, int64_t columns, int64_t stride,
+                                    double* c, int64_t c_stride) {
   const Workspace<double> packed(rows * kRowBlock);
   for (int64_t block = 0; block < columns; block += kRowBlock) {
     const int64_t height = std::min(kRowBlock, columns - block);
     pack(b + block, rows, height, stride, packed.get());
-    const Product<double> product{packed.get(), b, stride, rows, height, sign};
+    const Product<double> product{packed.get(), b, stride, rows, height, 1};
     int64_t vectors;
     for (int64_t s = block; s < columns; s += vectors * kLanes<double, Bytes>) {
       vectors = tile_width<double, Bytes>(s, columns);
@@ -299,9 +299,9 @@ INFOSLICE_WIDEST(void, finish_strips, (const RowBlock<float>& block, int64_t fir
 INFOSLICE_WIDEST(void, finish_strips, (const RowBlock<double>& block, int64_t first, int64_t last),
                  finish_strips_body, (block, first, last))
 INFOSLICE_WIDEST(void, add_gram,
-                 (double sign, const double* b, int64_t rows, int64_t columns, int64_t stride,
-                  double* c, int64_t c_stride),
-                 add_gram_body, (sign, b, rows, columns, stride, c, c_stride))
+                 (const double* b, int64_t rows, int64_t columns, int64_t stride, double* c,
+                  int64_t c_stride),
+                 add_gram_body, (b, rows, columns, stride, c, c_stride))
 
 /// Block of rows by block of rows, each with everything above it at once (left-looking), so that a
 /// matrix larger than the caches is written once.
@@ -338,11 +338,7 @@ int64_t eliminate(const Rows<double>& m, int threads) { return eliminate_rows(m,
 void gram(const double* b, int64_t rows, int64_t columns, int64_t stride, double* c,
           int64_t c_stride) {
   for (int64_t i = 0; i < columns; ++i) std::fill_n(c + i * c_stride, (columns + 7) / 8 * 8, 0.0);
-  add_gram(1, b, rows, columns, stride, c, c_stride);
-}
-void subtract_gram(const double* u, int64_t rows, int64_t columns, int64_t stride, double* c,
-                   int64_t c_stride) {
-  add_gram(-1, u, rows, columns, stride, c, c_stride);
+  add_gram(b, rows, columns, stride, c, c_stride);
 }
 
 }  // namespace infoslice::cpu

@@ -57,10 +57,4 @@ int64_t eliminate(const Rows<double>& m, int threads = 1);
 void gram(const double* b, int64_t rows, int64_t columns, int64_t stride, double* c,
           int64_t c_stride);
 
-/// c -= u'u on the upper triangle of c for u of `rows` x `columns`, rows few (a block of 32 ... 128
-/// downdates); both row-major with strides from padded_stride, padding initialised. Changes some of
-/// the lower triangle and the padding columns too. Extra memory: 192 columns of u.
-void subtract_gram(const double* u, int64_t rows, int64_t columns, int64_t stride, double* c,
-                   int64_t c_stride);
-
 }  // namespace infoslice::cpu

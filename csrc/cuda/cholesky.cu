@@ -7,6 +7,7 @@
 // Batch indices and offsets are 64 bits wide; grids that the device limits are walked in strides.
 #include "cholesky.h"
 
+#include "cuda/grid.h"
 #include "cuda/panel.cuh"
 
 namespace infoslice::cuda {
@@ -14,12 +15,6 @@ namespace {
 
 constexpr int kWarps = 4;    // of a block that factors a matrix per warp
 constexpr int kUpdate = 64;  // rows and columns of a block's part of an update: 16 x 16 threads
-// Blocks of a grid dimension, as far as the device's limit of 65535 goes; the rest is walked in
-// strides. Tests set it lower, so that blocks walk there too.
-#ifndef INFOSLICE_MAX_GRID
-#define INFOSLICE_MAX_GRID 65535
-#endif
-constexpr int64_t kMaxGrid = INFOSLICE_MAX_GRID;
 
 // ---- a warp per matrix --------------------------------------------------------------------------
 
@@ -204,11 +199,6 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // ---- host ---------------------------------------------------------------------------------------
-
-constexpr unsigned grid(int64_t blocks) {
-  return static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid);
-}
-constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class T>
 int64_t triangle_bytes(int64_t d) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "cuda/covariance_finish.cuh"
+#include "cuda/grid.h"
 #include "cuda/simt.cuh"
 #include "cuda/tensor_cores.cuh"
 
@@ -16,12 +17,6 @@ constexpr int64_t kSplit = 64;      // splits are multiples of so many samples
 constexpr int64_t kFlush = 4096;    // samples before the sums go to memory
 constexpr int64_t kOverhead = 300;  // what a task costs beside its samples, in samples
 constexpr int kPilots = 8;
-#ifndef INFOSLICE_MAX_GRID
-#define INFOSLICE_MAX_GRID 65535
-#endif
-constexpr int64_t kMaxGrid = INFOSLICE_MAX_GRID;
-
-constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// Shared memory of a block: what it multiplies and what it reads next, in turns.
 template <class Math>
@@ -275,8 +270,8 @@ cudaError_t run_products(const SampleBatch& x, const SampleBatch& y, const Plan&
       cudaFuncSetAttribute(covariance_products, cudaFuncAttributeMaxDynamicSharedMemorySize,
                            static_cast<int>(sizeof(Shared<Math>)));
   if (error != cudaSuccess) return error;
-  INFOSLICE_LAUNCH(covariance_products, static_cast<unsigned>(std::min(kMaxGrid, plan.tasks())),
-                   kThreads, sizeof(Shared<Math>), stream, inputs, plan, parts);
+  INFOSLICE_LAUNCH(covariance_products, grid(plan.tasks()), kThreads, sizeof(Shared<Math>), stream,
+                   inputs, plan, parts);
   return cudaGetLastError();
 }
 
@@ -287,9 +282,8 @@ cudaError_t run_finish(const Plan& plan, const Parts<A>& parts, int64_t correcti
                 columns = divide_up(plan.variables[1], kSquare);
   const int64_t squares = plan.symmetric ? rows * (rows + 1) / 2 : rows * columns;
   const auto covariance_finish = finish_kernel<A, Out, kSquare>;
-  const dim3 grid(static_cast<unsigned>(squares),
-                  static_cast<unsigned>(std::min(kMaxGrid, plan.items)));
-  INFOSLICE_LAUNCH(covariance_finish, grid, kThreads, 0, stream, plan, parts, correction, cov,
+  const dim3 blocks(static_cast<unsigned>(squares), grid(plan.items));
+  INFOSLICE_LAUNCH(covariance_finish, blocks, kThreads, 0, stream, plan, parts, correction, cov,
                    mean_x, mean_y);
   return cudaGetLastError();
 }

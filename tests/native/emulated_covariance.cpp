@@ -1,0 +1,103 @@
+#include "covariance.h"
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <random>
+
+#include "common/numeric.h"
+#include "emulated.h"
+
+namespace infoslice {
+namespace {
+
+// Small whole numbers, which all types hold.
+void set(double& to, int value) { to = value; }
+void set(float& to, int value) { to = static_cast<float>(value); }
+void set(bfloat16& to, int value) {
+  const auto exact = static_cast<float>(value);
+  uint32_t bits;
+  std::memcpy(&bits, &exact, sizeof(bits));
+  to.bits = static_cast<uint16_t>(bits >> 16);
+}
+void set(float16& to, int value) { to.bits = static_cast<uint16_t>(0x6400 + value); }  // 1024 +
+
+// Two items of rows and of columns variables; columns 0: of rows alone. Arrays of exact length.
+template <class T>
+bool compare_covariance(const char* type, int64_t n, int64_t rows, int64_t columns, bool along) {
+  prepare(n);
+  constexpr int64_t kItems = 2;
+  std::mt19937 random(static_cast<unsigned>(n));
+  const auto make = [&](int64_t variables, std::unique_ptr<T[]>& data) {
+    data.reset(new T[static_cast<size_t>(kItems * n * variables)]);
+    for (int64_t e = 0; e < kItems * n * variables; ++e)
+      set(data[static_cast<size_t>(e)], 90 + static_cast<int>(random() % 8));
+    SampleBatch batch{};
+    batch.first.data = data.get();
+    batch.first.variables = variables;
+    batch.first.stride = along ? n : 1;
+    batch.first.axes[0] = {n, along ? 1 : variables};
+    batch.first.axes_count = 1;
+    batch.axes[0] = {kItems, n * variables};
+    batch.axes_count = 1;
+    return batch;
+  };
+  std::unique_ptr<T[]> x_data, y_data;
+  const SampleBatch x = make(rows, x_data), other = make(columns, y_data);
+  const SampleBatch* y = columns == 0 ? nullptr : &other;
+  const SampleBatch& right = y == nullptr ? x : other;
+  const int64_t width = right.first.variables;
+  std::vector<double> cov(static_cast<size_t>(kItems * rows * width)),
+      mean_x(static_cast<size_t>(kItems * rows)), mean_y(static_cast<size_t>(kItems * width));
+  const std::unique_ptr<char[]> workspace(new char[cuda::covariance_workspace<T>(x, y)]);
+  const int error = cuda::covariance<T, double>(x, y, 1, cov.data(), mean_x.data(), mean_y.data(),
+                                                workspace.get(), nullptr);
+  const auto value = [&](const SampleBatch& batch, int64_t item, int64_t k, int64_t v) {
+    return static_cast<double>(widen(static_cast<const T*>(
+        batch.first.data)[item * batch.axes[0].stride + k * batch.first.axes[0].stride +
+                          v * batch.first.stride]));
+  };
+  double worst = 0;
+  for (int64_t item = 0; item < kItems; ++item) {
+    const auto mean = [&](const SampleBatch& batch, int64_t v) {
+      double sum = 0;
+      for (int64_t k = 0; k < n; ++k) sum += value(batch, item, k, v);
+      return sum / static_cast<double>(n);
+    };
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < width; ++j) {
+        const double mi = mean(x, i), mj = mean(right, j);
+        double sum = 0;
+        for (int64_t k = 0; k < n; ++k)
+          sum += (value(x, item, k, i) - mi) * (value(right, item, k, j) - mj);
+        const double got = cov[static_cast<size_t>((item * rows + i) * width + j)];
+        const double difference = std::abs(got - sum / static_cast<double>(n - 1));
+        worst = difference <= worst ? worst : difference;  // NaN too
+      }
+    }
+  }
+  const bool good = error == 0 && worst <= 1e-5;
+  std::printf("covariance, %s, %ld samples of %ld and %ld variables%s: %s %s\n", type,
+              static_cast<long>(n), static_cast<long>(rows), static_cast<long>(columns),
+              along ? " along them" : "", good ? "good" : "WRONG", emulation::report().c_str());
+  return good;
+}
+
+}  // namespace
+
+bool check_covariance() {
+  bool good = true;
+  for (bool along : {false, true}) {
+    good = compare_covariance<float>("float", 40, 9, 0, along) && good;
+    good = compare_covariance<bfloat16>("bfloat16", 40, 9, 0, along) && good;
+    if (kThreads) continue;
+    good = compare_covariance<float>("float", 33, 70, 13, along) && good;
+    good = compare_covariance<double>("double", 40, 67, 0, along) && good;
+    good = compare_covariance<bfloat16>("bfloat16", 64, 72, 0, along) && good;
+    good = compare_covariance<float16>("float16", 33, 5, 70, along) && good;
+  }
+  return good;
+}
+
+}  // namespace infoslice

@@ -2,19 +2,18 @@
 // diagonal block one warp factors in registers, a row per lane:
 //   d <= 32                          a warp per matrix, nothing but registers
 //   lower triangle fits into shared  a block per matrix
-//   larger                           many blocks per matrix, in global memory, three kernels per
-//                                    panel
+//   larger                           many blocks per matrix, in global memory (dense.h)
 // Batch indices and offsets are 64 bits wide; grids that the device limits are walked in strides.
 #include "cholesky.h"
 
+#include "cuda/dense.h"
 #include "cuda/grid.h"
 #include "cuda/panel.cuh"
 
 namespace infoslice::cuda {
 namespace {
 
-constexpr int kWarps = 4;    // of a block that factors a matrix per warp
-constexpr int kUpdate = 64;  // rows and columns of a block's part of an update: 16 x 16 threads
+constexpr int kWarps = 4;  // of a block that factors a matrix per warp
 
 // ---- a warp per matrix --------------------------------------------------------------------------
 
@@ -116,74 +115,11 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    copy_lower_kernel(const T* a, int64_t batch, int64_t d, T* m, int32_t* info) {
+    copy_lower_kernel(const T* a, int64_t batch, int64_t d, T* m) {
   const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x,
                 step = int64_t{gridDim.x} * kThreads;
   for (int64_t e = first; e < batch * d * d; e += step) {
     if (e % d <= e / d % d) m[e] = a[e];
-  }
-  for (int64_t b = first; b < batch; b += step) info[b] = 0;
-}
-
-template <class T>
-__global__ void __launch_bounds__(32)
-    diagonal_kernel(int64_t batch, int64_t d, int64_t p, T* m, int32_t* info) {
-  const int n = static_cast<int>(d - p < kPanel ? d - p : kPanel);
-  for (int64_t b = blockIdx.x; b < batch; b += gridDim.x) {
-    if (info[b] != 0) continue;
-    const int failed =
-        factor_diagonal<T>(Square<T>{m + b * d * d, d}, p, n, static_cast<int>(threadIdx.x));
-    __syncwarp();  // all lanes have read info[b]
-    if (threadIdx.x == 0) info[b] = failed;
-  }
-}
-
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    solve_kernel(int64_t batch, int64_t d, int64_t p, T* m, const int32_t* info) {
-  __shared__ T block[kPanel][kPanel + 1];
-  const int64_t i = p + kPanel + int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  for (int64_t b = blockIdx.y; b < batch; b += gridDim.y) {
-    if (info[b] != 0) continue;  // the same for all threads
-    const Square<T> matrix{m + b * d * d, d};
-    for (int e = threadIdx.x; e < kPanel * kPanel; e += kThreads) {
-      block[e / kPanel][e % kPanel] = matrix.at(p + e / kPanel, p + e % kPanel);
-    }
-    __syncthreads();
-    if (i < d) solve_row<T>(matrix, i, p, [&](int j, int k) { return block[j][k]; });
-    __syncthreads();
-  }
-}
-
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    update_kernel(int64_t batch, int64_t d, int64_t p, T* m, const int32_t* info) {
-  __shared__ T left[kUpdate][kPanel + 1], right[kUpdate][kPanel + 1];
-  const int64_t ti = tile_row(blockIdx.x), tj = blockIdx.x - ti * (ti + 1) / 2;
-  const int64_t i0 = p + kPanel + ti * kUpdate, j0 = p + kPanel + tj * kUpdate;
-  const int row = static_cast<int>(threadIdx.x) / 16 * kTile,
-            column = static_cast<int>(threadIdx.x) % 16 * kTile;
-  for (int64_t b = blockIdx.y; b < batch; b += gridDim.y) {
-    if (info[b] != 0) continue;  // the same for all threads
-    const Square<T> matrix{m + b * d * d, d};
-    for (int e = threadIdx.x; e < kUpdate * kPanel; e += kThreads) {
-      const int r = e / kPanel, k = e % kPanel;
-      left[r][k] = i0 + r < d ? matrix.at(i0 + r, p + k) : T(0);
-      right[r][k] = j0 + r < d ? matrix.at(j0 + r, p + k) : T(0);
-    }
-    __syncthreads();
-    T acc[kTile][kTile] = {};
-    const auto rows_of = [](T(*rows)[kPanel + 1], int first) {
-      return [rows, first](int s, int k) { return rows[first + s][k]; };
-    };
-    multiply_tile<T>(acc, rows_of(left, row), rows_of(right, column));
-    for (int s = 0; s < kTile; ++s) {
-      for (int c = 0; c < kTile; ++c) {
-        const int64_t i = i0 + row + s, j = j0 + column + c;
-        if (i < d && j <= i) matrix.at(i, j) -= acc[s][c];
-      }
-    }
-    __syncthreads();
   }
 }
 
@@ -242,27 +178,13 @@ template <class T>
 cudaError_t run_global(const T* a, int64_t batch, int64_t d, T* m, T* factor, T* logdet,
                        int32_t* info, void* stream) {
   const auto copy_lower = copy_lower_kernel<T>;
-  const auto factor_diagonals = diagonal_kernel<T>;
-  const auto solve_panels = solve_kernel<T>;
-  const auto update_trailing = update_kernel<T>;
   const auto finish_matrices = finish_kernel<T>;
   INFOSLICE_LAUNCH(copy_lower, grid(divide_up(batch * d * d, kThreads)), kThreads, 0, stream, a,
-                   batch, d, m, info);
+                   batch, d, m);
   cudaError_t error = cudaGetLastError();
-  for (int64_t p = 0; p < d && error == cudaSuccess; p += kPanel) {
-    INFOSLICE_LAUNCH(factor_diagonals, grid(batch), 32, 0, stream, batch, d, p, m, info);
-    error = cudaGetLastError();
-    const int64_t below = d - p - kPanel;
-    if (below <= 0 || error != cudaSuccess) break;
-    const dim3 rows(static_cast<unsigned>(divide_up(below, kThreads)), grid(batch));
-    INFOSLICE_LAUNCH(solve_panels, rows, kThreads, 0, stream, batch, d, p, m, info);
-    error = cudaGetLastError();
-    if (error != cudaSuccess) break;
-    const int64_t tiles = divide_up(below, kUpdate);
-    const dim3 triangle(static_cast<unsigned>(tiles * (tiles + 1) / 2), grid(batch));
-    INFOSLICE_LAUNCH(update_trailing, triangle, kThreads, 0, stream, batch, d, p, m, info);
-    error = cudaGetLastError();
-  }
+  const Batch<T> matrices{m, batch, d, d, d, d, d * d, d};
+  if (error == cudaSuccess)
+    error = static_cast<cudaError_t>(eliminate<T>(matrices, nullptr, info, stream));
   if (error != cudaSuccess) return error;
   INFOSLICE_LAUNCH(finish_matrices, grid(batch), kThreads, 0, stream, batch, d, m, factor, logdet,
                    info);

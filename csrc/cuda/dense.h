@@ -28,12 +28,15 @@ struct Batch {
   int64_t stride;                 // between rows, >= columns
   int64_t step;                   // between matrices
   int64_t identity;  // the first row of D that begins an identity block (row identity + r is unit
-                     // vector r), so that its leading zeros are skipped; `rows` where there is none
+                     // vector r, and they are the last rows), so that its leading zeros are
+                     // skipped; `rows` where there is none
 };
 
-/// Only enqueues. floors: [count, pivots] or null (zeros): a pivot that is not a finite number above
-/// its floor ends the matrix. info: [count], written: 0, or the 1-based number of that pivot; the
-/// matrix is then undefined and the others are not touched by it. Extra memory: none. Returns a
+/// Only enqueues: two kernels for every 64 pivots, whatever the number of matrices. floors: [count,
+/// pivots] or null (zeros): a pivot that is not a finite number above its floor ends the matrix.
+/// info: [count], written: 0, or the 1-based number of that pivot; the matrix is then undefined and
+/// the others are not touched by it. Nothing is written above the diagonal, nor outside the columns.
+/// Extra memory: none. Without pivots or matrices nothing happens, to info neither. Returns a
 /// cudaError_t.
 template <class T>  // float, double
 int eliminate(const Batch<T>& m, const T* floors, int32_t* info, void* stream);

@@ -163,6 +163,9 @@ struct SyncWarp {
 #define __any_sync(mask, predicate) (__ballot_sync(mask, predicate) != 0u)
 #define __all_sync(mask, predicate) (__ballot_sync(mask, !(predicate)) == 0u)
 
+inline float rsqrt(float x) { return 1 / sqrtf(x); }
+inline double rsqrt(double x) { return 1 / sqrt(x); }
+
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int value) {
   ::infoslice::emulation::allow_shared_memory(reinterpret_cast<const void*>(kernel),

@@ -62,14 +62,20 @@ namespace cuda {
 template <class T>
 int cholesky(const T* a, int64_t batch, int64_t d, T* factor, int32_t* info, void* stream);
 
-// Bytes of device scratch memory that logdet needs: 0 while a matrix fits into a block's shared
-// memory.
+// Bytes of device scratch memory that logdet and submatrix_logdet (batch sets of d variables) need:
+// 0 while a matrix fits into a block's shared memory, else for 2^26 elements or one matrix at most.
 template <class T>
 size_t logdet_workspace(int64_t batch, int64_t d);
 
 template <class T>
 int logdet(const T* a, int64_t batch, int64_t d, T* logdet, int32_t* info, void* workspace,
            void* stream);
+
+// `index` is device memory too, so an index out of [0, n) cannot be refused without waiting for the
+// device: that set has info -1 and a log-determinant of NaN.
+template <class T>
+int submatrix_logdet(const T* cov, int64_t n, const int64_t* index, int64_t count, int64_t k,
+                     T* logdet, int32_t* info, void* workspace, void* stream);
 
 }  // namespace cuda
 }  // namespace infoslice

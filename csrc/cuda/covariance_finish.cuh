@@ -1,7 +1,7 @@
 // What the kernels of covariance leave to each other, and the one that puts it together.
 #pragma once
 
-#include "cuda/panel.cuh"
+#include "cuda/block.cuh"
 
 namespace infoslice::cuda {
 

@@ -11,24 +11,6 @@
 namespace infoslice::cuda {
 namespace {
 
-constexpr int kDepth = 32;  // columns of a panel in shared memory at a time
-constexpr int kPadded =
-    kDepth + 2;  // even, for pairs; odd in pairs, so that rows spread over banks
-
-/// Two neighbours in a row, read at once.
-template <class T>
-struct alignas(2 * sizeof(T)) Pair {
-  T first, second;
-};
-
-/// The tile row of the n-th tile of a lower triangle of tiles counted row by row.
-__device__ __forceinline__ int64_t tile_row(int64_t n) {
-  int64_t row = static_cast<int64_t>((sqrt(8.0 * static_cast<double>(n) + 1.0) - 1.0) / 2.0);
-  while (row * (row + 1) / 2 > n) --row;  // the root may be off by one
-  while ((row + 1) * (row + 2) / 2 <= n) ++row;
-  return row;
-}
-
 /// Factors the diagonal block at row and column q, `width` of it.
 template <class T>
 __device__ void factor_diagonal(const Batch<T>& m, int64_t b, int64_t q, int width, const T* floors,
@@ -36,31 +18,30 @@ __device__ void factor_diagonal(const Batch<T>& m, int64_t b, int64_t q, int wid
   __shared__ FactorBuffer<T> buffer;
   __shared__ bool over;
   const int thread = static_cast<int>(threadIdx.x);
+  __syncthreads();  // the matrix is written, the buffer is done with
   if (thread == 0) over = q > 0 && info[b] != 0;
   if (thread < kColumns) {
     const bool own = floors != nullptr && thread < width;
     buffer.floors[thread] = own ? floors[b * m.pivots + q + thread] : T(0);
   }
   __syncthreads();
-  if (!over) {
-    T* const block = m.data + b * m.step + q * (m.stride + 1);
-    Row<T> row;
-    row.load([&](int i, int j) {
-      return i < width && j <= i ? block[i * m.stride + j] : i == j ? T(1) : T(0);
-    });
-    const int failed = row.factor(buffer);
-    row.store([&](int i, int j, T value) {
-      if (i < width && j <= i) block[i * m.stride + j] = value;
-    });
-    if (thread == 0 && (q == 0 || failed != 0))
-      info[b] = failed == 0 ? 0 : static_cast<int32_t>(q) + failed;
-  }
-  __syncthreads();
+  if (over) return;
+  T* const block = m.data + b * m.step + q * (m.stride + 1);
+  Row<T> row;
+  row.load([&](int i, int j) {
+    return i < width && j <= i ? block[i * m.stride + j] : i == j ? T(1) : T(0);
+  });
+  const int failed = row.factor(buffer, width);
+  row.store([&](int i, int j, T value) {
+    if (i < width && j <= i) block[i * m.stride + j] = value;
+  });
+  if (thread == 0 && (q == 0 || failed != 0))
+    info[b] = failed == 0 ? 0 : static_cast<int32_t>(q) + failed;
 }
 
 /// Rows [p + width, end) of the panel of `width` columns at p.
 template <class T>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     solve_kernel(const Batch<T> m, int64_t p, int width, int64_t end, const int32_t* info) {
   __shared__ Triangle<T> triangle;
   for (int64_t b = blockIdx.y; b < m.count; b += gridDim.y) {
@@ -68,9 +49,11 @@ __global__ void __launch_bounds__(kRowThreads)
     T* const matrix = m.data + b * m.step;
     const T* const block = matrix + p * (m.stride + 1);
     __syncthreads();  // the triangle before is done with
-    triangle.load([&](int i, int j) {
-      return i < width ? block[i * m.stride + j] : i == j ? T(1) : T(0);
-    });
+#pragma unroll 4
+    for (int e = static_cast<int>(threadIdx.x); e < kColumns * kColumns; e += kThreads) {
+      const int i = e / kColumns, j = e % kColumns;
+      if (j <= i) triangle.put(i, j, i < width ? block[i * m.stride + j] : i == j ? T(1) : T(0));
+    }
     __syncthreads();
     for (int64_t i0 = p + width + blockIdx.x * int64_t{kColumns}; i0 < end;
          i0 += gridDim.x * int64_t{kColumns}) {
@@ -78,7 +61,7 @@ __global__ void __launch_bounds__(kRowThreads)
       Row<T> row;
       row.load(
           [&](int i, int j) { return i0 + i < end && j < width ? rows[i * m.stride + j] : T(0); });
-      row.solve(triangle);
+      row.solve(triangle, width);
       row.store([&](int i, int j, T value) {
         if (i0 + i < end && j < width) rows[i * m.stride + j] = value;
       });
@@ -89,71 +72,36 @@ __global__ void __launch_bounds__(kRowThreads)
 /// Subtracts the products of the `depth` columns before q from the rows [q, end) right of them, and
 /// factors the diagonal block at q. Only the block of the first tile of a matrix uses its info.
 template <class T>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kThreads)
     update_kernel(const Batch<T> m, int64_t q, int depth, int64_t end, int64_t tiles,
                   const T* floors, int32_t* info) {
-  struct Operands {
-    alignas(16) T left[kColumns][kPadded], right[kColumns][kPadded];
-  };
-  __shared__ Operands shared;
-  const int thread = static_cast<int>(threadIdx.x), ti = thread / 16, tj = thread % 16;
+  __shared__ Operands<T> operands;
   const int64_t tile_columns = (m.columns - q + kColumns - 1) / kColumns;
   const int64_t triangle = tile_columns * (tile_columns + 1) / 2;  // then the rows of D
   const int64_t next = m.pivots - q;
   for (int64_t b = blockIdx.y; b < m.count; b += gridDim.y) {
     T* const matrix = m.data + b * m.step;
-    for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-      const bool below = tile >= triangle;
-      const int64_t tile_i =
-          below ? tile_columns + (tile - triangle) / tile_columns : tile_row(tile);
-      const int64_t tile_j =
-          below ? (tile - triangle) % tile_columns : tile - tile_i * (tile_i + 1) / 2;
-      const int64_t i0 = q + tile_i * kColumns, j0 = q + tile_j * kColumns;
-      T sums[4][4] = {};
-      for (int from = 0; from < depth; from += kDepth) {
-        const T* const panel = matrix + q - depth + from;
-        const int columns = depth - from < kDepth ? depth - from : kDepth;
-        __syncthreads();  // the operands before are done with
-#pragma unroll 4
-        for (int e = thread; e < kColumns * kDepth; e += kRowThreads) {
-          const int r = e / kDepth, k = e % kDepth;
-          const int64_t i = i0 + r, j = j0 + r;
-          shared.left[r][k] = k < columns && i < end ? panel[i * m.stride + k] : T(0);
-          shared.right[r][k] = k < columns && j < m.columns ? panel[j * m.stride + k] : T(0);
-        }
-        __syncthreads();
-#pragma unroll 4
-        for (int k = 0; k < kDepth; k += 2) {
-          Pair<T> left[4], right[4];
-#pragma unroll
-          for (int s = 0; s < 4; ++s) {
-            left[s] = *reinterpret_cast<const Pair<T>*>(&shared.left[ti + 16 * s][k]);
-            right[s] = *reinterpret_cast<const Pair<T>*>(&shared.right[tj + 16 * s][k]);
-          }
-#pragma unroll
-          for (int s = 0; s < 4; ++s) {
-#pragma unroll
-            for (int c = 0; c < 4; ++c) {
-              sums[s][c] += left[s].first * right[c].first;
-              sums[s][c] += left[s].second * right[c].second;
-            }
-          }
-        }
-      }
+    const T* const panel = matrix + q - depth;
+    for (int64_t n = blockIdx.x; n < tiles; n += gridDim.x) {
+      const bool below = n >= triangle;
+      const int64_t ti = below ? tile_columns + (n - triangle) / tile_columns : tile_row(n);
+      const int64_t tj = below ? (n - triangle) % tile_columns : n - ti * (ti + 1) / 2;
+      const int64_t i0 = q + ti * kColumns, j0 = q + tj * kColumns;
       if (depth > 0) {
-#pragma unroll
-        for (int s = 0; s < 4; ++s) {
-#pragma unroll
-          for (int c = 0; c < 4; ++c) {
-            const int64_t i = i0 + ti + 16 * s, j = j0 + tj + 16 * c;
-            if (i < end && j <= i && j < m.columns) matrix[i * m.stride + j] -= sums[s][c];
-          }
-        }
+        Tile<T> tile;
+        const auto rows_from = [&](int64_t first, int64_t behind) {
+          return [=](int r, int64_t k) {
+            return first + r < behind ? panel[(first + r) * m.stride + k] : T(0);
+          };
+        };
+        tile.multiply(depth, operands, rows_from(i0, end), rows_from(j0, m.columns));
+        tile.store([&](int r, int c, T sum) {
+          const int64_t i = i0 + r, j = j0 + c;
+          if (i < end && j <= i && j < m.columns) matrix[i * m.stride + j] -= sum;
+        });
       }
-      if (tile == 0 && next > 0) {
-        __syncthreads();  // the tile is written
+      if (n == 0 && next > 0)
         factor_diagonal(m, b, q, static_cast<int>(next < kColumns ? next : kColumns), floors, info);
-      }
     }
   }
 }
@@ -166,7 +114,7 @@ int eliminate(const Batch<T>& m, const T* floors, int32_t* info, void* stream) {
   const auto solve = solve_kernel<T>;
   const auto update = update_kernel<T>;
   const unsigned batch = grid(m.count);
-  INFOSLICE_LAUNCH(update, dim3(1, batch), kRowThreads, 0, stream, m, int64_t{0}, 0, m.rows,
+  INFOSLICE_LAUNCH(update, dim3(1, batch), kThreads, 0, stream, m, int64_t{0}, 0, m.rows,
                    int64_t{1}, floors, info);
   cudaError_t error = cudaGetLastError();
   for (int64_t p = 0; p < m.pivots && error == cudaSuccess; p += kColumns) {
@@ -176,14 +124,14 @@ int eliminate(const Batch<T>& m, const T* floors, int32_t* info, void* stream) {
     const int64_t end = m.rows < m.identity + q ? m.rows : m.identity + q;
     if (q >= end) break;
     const int64_t row_tiles = divide_up(end - q, kColumns);
-    INFOSLICE_LAUNCH(solve, dim3(grid(row_tiles), batch), kRowThreads, 0, stream, m, p, width, end,
+    INFOSLICE_LAUNCH(solve, dim3(grid(row_tiles), batch), kThreads, 0, stream, m, p, width, end,
                      info);
     error = cudaGetLastError();
     const int64_t columns = divide_up(m.columns - q, kColumns);
     if (columns == 0 || error != cudaSuccess) break;
     const int64_t tiles = columns * (columns + 1) / 2 + (row_tiles - columns) * columns;
-    INFOSLICE_LAUNCH(update, dim3(grid(tiles), batch), kRowThreads, 0, stream, m, q, width, end,
-                     tiles, floors, info);
+    INFOSLICE_LAUNCH(update, dim3(grid(tiles), batch), kThreads, 0, stream, m, q, width, end, tiles,
+                     floors, info);
     error = cudaGetLastError();
   }
   return error;

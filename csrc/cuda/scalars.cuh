@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "common/numeric.h"
-#include "cuda/panel.cuh"
+#include "cuda/block.cuh"
 
 #ifdef INFOSLICE_EMULATION
 #include "cuda/emulation/matrix.h"

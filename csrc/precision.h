@@ -21,12 +21,31 @@
 // Source: Higham, Accuracy and Stability, 14.2 (triangular inversion).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
-namespace infoslice::cpu {
+namespace infoslice {
+
+namespace cpu {
 
 template <class T>  // float, double
 void precision_blocks(const T* a, int64_t batch, int64_t d, int64_t block, T* blocks, int32_t* info,
                       int threads);
 
-}  // namespace infoslice::cpu
+}  // namespace cpu
+
+namespace cuda {
+
+// All pointers are device memory of the current device, `stream` is a cudaStream_t of it; work is
+// only enqueued. Returns a cudaError_t (0 = success); does nothing where batch or d is 0.
+
+// Bytes of device scratch memory: 0 up to order 32, else [A; I] in double for as many matrices as
+// 2^26 elements hold, one at least.
+size_t precision_workspace(int64_t batch, int64_t d);
+
+template <class T>
+int precision_blocks(const T* a, int64_t batch, int64_t d, int64_t block, T* blocks, int32_t* info,
+                     void* workspace, void* stream);
+
+}  // namespace cuda
+}  // namespace infoslice

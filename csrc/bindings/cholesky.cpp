@@ -24,20 +24,26 @@ void factor(Call& call, const Matrices& a) {
   call.give(info);
 }
 
+// What the kernels need for `count` matrices of order d in global memory: nothing on the CPU.
+template <class T>
+Tensor workspace_of(Call& call, int64_t count, int64_t d) {
+  if (!call.on_cuda()) return {};
+  const size_t bytes = call.cuda_kernels().of<T>().logdet_workspace(count, d);
+  return call.empty(sizeof(T) == 4 ? Dtype::float32 : Dtype::float64,
+                    {static_cast<int64_t>(bytes / sizeof(T))});
+}
+
 template <class T>
 void determinant(Call& call, const Matrices& a) {
   const Tensor result = call.empty(a.values.dtype, a.batch);
   const Tensor info = call.empty(Dtype::int32, a.batch);
+  const Tensor workspace = workspace_of<T>(call, a.count, a.d);
+  call.start();
   const T* from = a.values.as<const T>();
   if (call.on_cuda()) {
-    const auto& cuda = call.cuda_kernels().of<T>();
-    const size_t bytes = cuda.logdet_workspace(a.count, a.d);
-    const Tensor workspace = call.empty(a.values.dtype, {static_cast<int64_t>(bytes / sizeof(T))});
-    call.start();
-    call.check_launch(cuda.logdet(from, a.count, a.d, result.as<T>(), info.as<int32_t>(),
-                                  workspace.data, call.stream()));
+    call.check_launch(call.cuda_kernels().of<T>().logdet(
+        from, a.count, a.d, result.as<T>(), info.as<int32_t>(), workspace.data, call.stream()));
   } else {
-    call.start();
     cpu::logdet(from, a.count, a.d, result.as<T>(), info.as<int32_t>(), call.threads());
   }
   call.give(result);
@@ -68,10 +74,19 @@ void submatrix_determinants(Call& call, const Matrices& cov, const Tensor& index
   for (int i = 0; i + 1 < index.dims(); ++i) batch.push_back(index.sizes[i]);
   const Tensor result = call.empty(cov.values.dtype, batch);
   const Tensor info = call.empty(Dtype::int32, batch);
+  const int64_t count = batch.product(), k = index.sizes[index.dims() - 1];
+  const Tensor workspace = workspace_of<T>(call, count, k);
   call.start();
-  cpu::submatrix_logdet(cov.values.as<const T>(), cov.d, index.as<const int64_t>(), batch.product(),
-                        index.sizes[index.dims() - 1], result.as<T>(), info.as<int32_t>(),
-                        call.threads());
+  const T* from = cov.values.as<const T>();
+  const int64_t* sets = index.as<const int64_t>();
+  if (call.on_cuda()) {
+    call.check_launch(call.cuda_kernels().of<T>().submatrix_logdet(
+        from, cov.d, sets, count, k, result.as<T>(), info.as<int32_t>(), workspace.data,
+        call.stream()));
+  } else {
+    cpu::submatrix_logdet(from, cov.d, sets, count, k, result.as<T>(), info.as<int32_t>(),
+                          call.threads());
+  }
   call.give(result);
   call.give(info);
 }
@@ -85,7 +100,8 @@ void submatrix_logdet(Call& call) {
   const Tensor index = contiguous(call, 1);
   if (index.sizes[index.dims() - 1] == 0)
     call.value_error(1, "sets [..., k] with k >= 1", "shape " + to_string(index.sizes));
-  const std::string wrong = out_of_range(index, cov.d);
+  // On CUDA the kernel tells by info: to look here would be to wait for the device.
+  const std::string wrong = call.on_cuda() ? "" : out_of_range(index, cov.d);
   if (!wrong.empty()) call.value_error(1, "indices in [0, " + std::to_string(cov.d) + ")", wrong);
   cov.values.dtype == Dtype::float32 ? submatrix_determinants<float>(call, cov, index)
                                      : submatrix_determinants<double>(call, cov, index);
@@ -104,7 +120,7 @@ void logdet(Call& call) {
 const Op cholesky_op("cholesky(Tensor a) -> (Tensor, Tensor)", cholesky, Bodies::cpu_and_cuda);
 const Op logdet_op("logdet(Tensor a) -> (Tensor, Tensor)", logdet, Bodies::cpu_and_cuda);
 const Op submatrix_logdet_op("submatrix_logdet(Tensor cov, Tensor index) -> (Tensor, Tensor)",
-                             submatrix_logdet);
+                             submatrix_logdet, Bodies::cpu_and_cuda);
 
 }  // namespace
 }  // namespace infoslice

@@ -15,8 +15,8 @@ const char* error_string(int cuda_error) {
 }
 
 template <class T>
-constexpr CudaKernelsOf<T> kernels_of{cuda::cholesky<T>, cuda::logdet_workspace<T>,
-                                      cuda::logdet<T>};
+constexpr CudaKernelsOf<T> kernels_of{cuda::cholesky<T>, cuda::logdet_workspace<T>, cuda::logdet<T>,
+                                      cuda::submatrix_logdet<T>, cuda::precision_blocks<T>};
 
 template <class T>
 constexpr CovarianceOf<T> covariance_of{cuda::covariance_workspace<T>, cuda::covariance<T, float>,
@@ -24,6 +24,7 @@ constexpr CovarianceOf<T> covariance_of{cuda::covariance_workspace<T>, cuda::cov
 
 const CudaKernels kernels{
     error_string,
+    cuda::precision_workspace,
     kernels_of<float>,
     kernels_of<double>,
     {covariance_of<double>, covariance_of<float>, covariance_of<bfloat16>, covariance_of<float16>}};

@@ -9,6 +9,7 @@
 #include "cholesky.h"
 #include "common/numeric.h"
 #include "covariance.h"
+#include "precision.h"
 
 namespace infoslice {
 
@@ -17,6 +18,8 @@ struct CudaKernelsOf {  // bodies for elements of type T
   decltype(&cuda::cholesky<T>) cholesky;
   decltype(&cuda::logdet_workspace<T>) logdet_workspace;
   decltype(&cuda::logdet<T>) logdet;
+  decltype(&cuda::submatrix_logdet<T>) submatrix_logdet;
+  decltype(&cuda::precision_blocks<T>) precision_blocks;
 };
 
 template <class T>
@@ -28,6 +31,7 @@ struct CovarianceOf {  // of inputs of type T
 
 struct CudaKernels {
   const char* (*error_string)(int cuda_error);
+  decltype(&cuda::precision_workspace) precision_workspace;
   CudaKernelsOf<float> float32;
   CudaKernelsOf<double> float64;
   std::tuple<CovarianceOf<double>, CovarianceOf<float>, CovarianceOf<bfloat16>,

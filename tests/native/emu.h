@@ -30,5 +30,6 @@ inline void check(int error) {
 void bind_cholesky(py::module_& module);
 void bind_covariance(py::module_& module);
 void bind_dense(py::module_& module);
+void bind_precision(py::module_& module);
 
 }  // namespace infoslice

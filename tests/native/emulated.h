@@ -27,5 +27,7 @@ inline void prepare(int64_t seed, size_t shared_memory_limit = kDeviceShared) {
 
 bool check_cholesky(const std::vector<int64_t>& orders);
 bool check_covariance();
+bool check_dense();
+bool check_precision();
 
 }  // namespace infoslice

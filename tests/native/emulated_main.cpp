@@ -22,6 +22,8 @@ int main(int count, char** arguments) {
   const std::pair<std::string, std::function<bool()>> checks[] = {
       {"cholesky", [&] { return check_cholesky(orders); }},
       {"covariance", check_covariance},
+      {"dense", check_dense},
+      {"precision", check_precision},
   };
   const std::string name = count < 2 ? "" : std::atoll(arguments[1]) ? "cholesky" : arguments[1];
   bool good = true, found = false;

@@ -185,3 +185,10 @@ T atomicAdd(T* to, T value) {
       return before;
   }
 }
+
+/// Stores `value` where `expected` stands; returns what stood there.
+template <class T>
+T atomicCAS(T* to, T expected, T value) {
+  __atomic_compare_exchange(to, &expected, &value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  return expected;
+}

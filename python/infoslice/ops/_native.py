@@ -80,6 +80,11 @@ def register_fake(name: str) -> Callable[[F], F]:
     return decorator
 
 
+def contiguous_on_cuda(x: Any) -> Any:
+    """The copy that a CUDA kernel without strides needs; a CPU host function makes its own."""
+    return x.contiguous() if isinstance(x, torch.Tensor) and x.is_cuda else x
+
+
 _unpack_dual: Callable[..., Any] = forward_ad.unpack_dual
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import torch
 
-from infoslice.ops._native import T, core, refuse_grad, register_fake, torch_op
+from infoslice.ops._native import T, contiguous_on_cuda, core, refuse_grad, register_fake, torch_op
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +67,7 @@ def cholesky(a: T) -> Cholesky[T]:
     if isinstance(a, torch.Tensor):
         if a.requires_grad and torch.is_grad_enabled():
             return Cholesky(*_cholesky_with_gradient(a))
-        return Cholesky(*_cholesky(_on_device(a)))
+        return Cholesky(*_cholesky(contiguous_on_cuda(a)))
     return Cholesky(*core.cholesky(a))
 
 
@@ -92,7 +92,7 @@ def logdet(a: T) -> LogDet[T]:
     if isinstance(a, torch.Tensor):
         if a.requires_grad and torch.is_grad_enabled():
             return LogDet(*_logdet_with_gradient(a))
-        return LogDet(*_logdet(_on_device(a)))
+        return LogDet(*_logdet(contiguous_on_cuda(a)))
     return LogDet(*core.logdet(a))
 
 
@@ -110,22 +110,20 @@ def submatrix_logdet(cov: T, index: T) -> LogDet[T]:
     Returns:
         ``logdet`` [...] in the dtype of ``cov``, and ``info`` [...] as ``logdet`` gives it, in the
         order of the set. A variable that stands in a set twice makes it singular: ``info`` is its
-        second place, counted from 1, or an earlier one.
+        second place, counted from 1, or an earlier one. On CUDA ``info`` is -1 and ``logdet`` NaN
+        for a set with an index out of range: to raise would be to wait for the device.
 
     Raises:
-        ValueError: ``cov`` not one square matrix; k = 0; an index out of range, with its place.
+        ValueError: ``cov`` not one square matrix; k = 0; on the CPU, an index out of range, with
+            its place.
         TypeError: not arrays or tensors, or of another dtype.
-        RuntimeError: a tensor that requires grad, or not on the CPU.
+        RuntimeError: a tensor that requires grad, a CUDA tensor and no CUDA kernels built, another
+            device, or tensors on several.
     """
     if isinstance(cov, torch.Tensor):
         refuse_grad("submatrix_logdet", cov=cov)
-        return LogDet(*_submatrix_logdet(cov, index))
+        return LogDet(*_submatrix_logdet(contiguous_on_cuda(cov), contiguous_on_cuda(index)))
     return LogDet(*core.submatrix_logdet(cov, index))
-
-
-def _on_device(a: torch.Tensor) -> torch.Tensor:
-    # The CPU host function takes any strides by itself.
-    return a.contiguous() if a.is_cuda else a
 
 
 @register_fake("cholesky")
@@ -153,7 +151,7 @@ class _Cholesky(torch.autograd.Function):
 
     @staticmethod
     def forward(a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        factor, info = _cholesky(_on_device(a))
+        factor, info = _cholesky(contiguous_on_cuda(a))
         return factor, info
 
     @staticmethod
@@ -176,7 +174,7 @@ class _Cholesky(torch.autograd.Function):
 class _LogDet(torch.autograd.Function):
     @staticmethod
     def forward(a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        value, info = _logdet(_on_device(a))
+        value, info = _logdet(contiguous_on_cuda(a))
         return value, info
 
     @staticmethod

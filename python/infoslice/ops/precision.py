@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import torch
 
-from infoslice.ops._native import T, core, refuse_grad, register_fake, torch_op
+from infoslice.ops._native import T, contiguous_on_cuda, core, refuse_grad, register_fake, torch_op
 
 __all__ = [
     "PrecisionBlocks",
@@ -64,11 +64,12 @@ def precision_diagonal(a: T) -> PrecisionDiagonal[T]:
     Raises:
         ValueError: not square, fewer than two dimensions, or d = 0.
         TypeError: not an array or tensor, or of another dtype.
-        RuntimeError: a tensor that requires grad, or not on the CPU.
+        RuntimeError: a tensor that requires grad, a CUDA tensor and no CUDA kernels built, or
+            another device.
     """
     if isinstance(a, torch.Tensor):
         refuse_grad("precision_diagonal", a=a)
-        return PrecisionDiagonal(*_precision_diagonal(a))
+        return PrecisionDiagonal(*_precision_diagonal(contiguous_on_cuda(a)))
     return PrecisionDiagonal(*core.precision_diagonal(a))
 
 
@@ -90,11 +91,12 @@ def precision_blocks(a: T, block_size: int) -> PrecisionBlocks[T]:
     Raises:
         ValueError: not square, fewer than two dimensions, d = 0, or b does not divide d.
         TypeError: not an array or tensor, or of another dtype.
-        RuntimeError: a tensor that requires grad, or not on the CPU.
+        RuntimeError: a tensor that requires grad, a CUDA tensor and no CUDA kernels built, or
+            another device.
     """
     if isinstance(a, torch.Tensor):
         refuse_grad("precision_blocks", a=a)
-        return PrecisionBlocks(*_precision_blocks(a, block_size))
+        return PrecisionBlocks(*_precision_blocks(contiguous_on_cuda(a), block_size))
     return PrecisionBlocks(*core.precision_blocks(a, block_size))
 
 

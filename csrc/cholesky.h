@@ -30,7 +30,7 @@
 // triangles of 2 to 16 matrices in lanes, 32 d^2 + 700 d bytes (175 KB at order 64, 1.3 MB at 192),
 // whatever the number of matrices; and a copy of an argument that is not contiguous.
 // On CUDA: up to order 32 in the registers of 8, 16 or 32 lanes; while the lower triangle fits into
-// a block's shared memory (order 256 in float, 185 in double on an H100) a block per matrix; above
+// a block's shared memory (order 290 in float, 189 in double on an H100) a block per matrix; above
 // by cuda/dense.h in device memory. All right-looking, with reciprocal roots (2 units in the last
 // place) in the place of square roots and divisions. The log-determinant sums the logarithms of the
 // pivots in double, in an order of its own: the same bits at every run. Extra memory:

@@ -50,12 +50,25 @@
 // without a copy, in O(n) memory for each. Peak extra memory: per matrix 4 n^2 + 8 n (64 + r) bytes,
 // two matrices per layer, forward one if y is empty, and for y 8 ny (ny + 2 n); layers are held side
 // by side. Partitions do not touch rounding.
+//
+// CUDA: the same choice, floors and refusals (near ties may fall otherwise within rounding). One
+// launch per layer and step: every block finds the best channel from the bests of the launch
+// before, forms its part of the rows that are eliminated, brings its diagonal blocks up to date and
+// scores its channels; after every 64 variables a product of matrices, as on the CPU. All launches
+// are enqueued at once and nothing is read back, so that the number of kernels depends on the
+// arguments alone and a CUDA graph can capture the op; after a step that failed they do nothing.
+// Channels that are gone are not scored but stay in the matrices: n^2 multiplications and additions
+// per variable eliminated (W'W: 2 n^2) for each matrix, of its lower triangle. Workspace, all of it
+// on the device: about 4 n^2 + n (760 + 8 r) bytes per matrix, and for y 8 ny (ny + n) bytes; few
+// variables are copied like many.
 // Sources: Chen, Zhang & Zhou 2018, Fast Greedy MAP Inference for DPP; Hassibi & Stork 1993,
 // Second order derivatives for network pruning; Kurtic et al. 2023, ZipLM; blocked pivoting:
 // Hammarling, Higham & Lucas 2007, LAPACK-style codes for pivoted Cholesky.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "gaussian_mi.h"
@@ -87,6 +100,11 @@ struct LayerPair {
   int64_t r;
 };
 
+/// The largest unexplained share of a variance that rounding alone can leave over among n variables.
+inline double rounding_floor(int64_t n) {
+  return 4 * static_cast<double>(n) * std::numeric_limits<double>::epsilon();
+}
+
 namespace cpu {
 
 template <class T>  // float, double
@@ -103,4 +121,32 @@ void obs_elimination(const std::vector<LayerPair<T>>& layers, int64_t channels,
                      const std::vector<int64_t>& keep, const Choice& choice, int threads);
 
 }  // namespace cpu
+
+// All pointers to elements are to device memory, lists (`of.x`, `of.y`, `start`, `keep`) on the
+// host; they may go as soon as a call returns. workspace: device memory of as many bytes as the
+// function beside tells, 16-byte aligned. Returns a cudaError_t; a choice that could not be made is
+// told by info only.
+namespace cuda {
+
+size_t forward_selection_workspace(const MutualInformation& of);
+
+template <class T>
+int forward_selection(const MatrixView<T>& cov, const MutualInformation& of,
+                      const std::vector<int64_t>& start, const Choice& choice, void* workspace,
+                      void* stream);
+
+/// Of backward_elimination and obs_elimination; `open` channels are not in `keep`.
+size_t elimination_workspace(const std::vector<int64_t>& group_sizes, int64_t open);
+
+template <class T>
+int backward_elimination(const std::vector<LayerPair<T>>& layers, int64_t channels,
+                         const std::vector<int64_t>& keep, const Choice& choice, void* workspace,
+                         void* stream);
+
+template <class T>
+int obs_elimination(const std::vector<LayerPair<T>>& layers, int64_t channels,
+                    const std::vector<int64_t>& keep, const Choice& choice, void* workspace,
+                    void* stream);
+
+}  // namespace cuda
 }  // namespace infoslice

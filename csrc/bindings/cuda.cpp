@@ -15,8 +15,14 @@ const char* error_string(int cuda_error) {
 }
 
 template <class T>
-constexpr CudaKernelsOf<T> kernels_of{cuda::cholesky<T>, cuda::logdet_workspace<T>, cuda::logdet<T>,
-                                      cuda::submatrix_logdet<T>, cuda::precision_blocks<T>};
+constexpr CudaKernelsOf<T> kernels_of{cuda::cholesky<T>,
+                                      cuda::logdet_workspace<T>,
+                                      cuda::logdet<T>,
+                                      cuda::submatrix_logdet<T>,
+                                      cuda::precision_blocks<T>,
+                                      cuda::forward_selection<T>,
+                                      cuda::backward_elimination<T>,
+                                      cuda::obs_elimination<T>};
 
 template <class T>
 constexpr CovarianceOf<T> covariance_of{cuda::covariance_workspace<T>, cuda::covariance<T, float>,
@@ -27,7 +33,9 @@ const CudaKernels kernels{
     cuda::precision_workspace,
     kernels_of<float>,
     kernels_of<double>,
-    {covariance_of<double>, covariance_of<float>, covariance_of<bfloat16>, covariance_of<float16>}};
+    {covariance_of<double>, covariance_of<float>, covariance_of<bfloat16>, covariance_of<float16>},
+    cuda::forward_selection_workspace,
+    cuda::elimination_workspace};
 
 int device_count() {
   int count = 0;

@@ -10,6 +10,7 @@
 #include "common/numeric.h"
 #include "covariance.h"
 #include "precision.h"
+#include "greedy.h"
 
 namespace infoslice {
 
@@ -20,6 +21,9 @@ struct CudaKernelsOf {  // bodies for elements of type T
   decltype(&cuda::logdet<T>) logdet;
   decltype(&cuda::submatrix_logdet<T>) submatrix_logdet;
   decltype(&cuda::precision_blocks<T>) precision_blocks;
+  decltype(&cuda::forward_selection<T>) forward_selection;
+  decltype(&cuda::backward_elimination<T>) backward_elimination;
+  decltype(&cuda::obs_elimination<T>) obs_elimination;
 };
 
 template <class T>
@@ -37,6 +41,8 @@ struct CudaKernels {
   std::tuple<CovarianceOf<double>, CovarianceOf<float>, CovarianceOf<bfloat16>,
              CovarianceOf<float16>>
       covariances;
+  decltype(&cuda::forward_selection_workspace) forward_selection_workspace;
+  decltype(&cuda::elimination_workspace) elimination_workspace;
 
   template <class T>
   const CudaKernelsOf<T>& of() const {

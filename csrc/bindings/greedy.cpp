@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "bindings/cuda_kernels.h"
 #include "bindings/matrices.h"
 
 namespace infoslice {
@@ -36,11 +37,32 @@ struct Results {
   Choice choice;
 };
 
-int64_t check_count(const Call& call, int i, int64_t most, const char* what) {
+void check_count(const Call& call, int i, int64_t most, const char* what) {
   const int64_t count = call.integer(i);
   if (count < 0 || count > most)
     call.value_error(i, "0 to " + number(most) + ", " + what, number(count));
-  return count;
+}
+
+Tensor workspace(Call& call, size_t bytes) {
+  return call.empty(Dtype::float64, {static_cast<int64_t>((bytes + 7) / 8)});
+}
+
+template <class T>
+void select(Call& call, const MutualInformation& of) {
+  const MatrixView<T> cov = view<T>(call.tensor(0));
+  const std::vector<int64_t>& start = call.integers(5);
+  const Results results(call, call.integer(3));
+  if (call.on_cuda()) {
+    const CudaKernels& cuda = call.cuda_kernels();
+    const Tensor scratch = workspace(call, cuda.forward_selection_workspace(of));
+    call.start();
+    call.check_launch(cuda.of<T>().forward_selection(cov, of, start, results.choice, scratch.data,
+                                                     call.stream()));
+  } else {
+    call.start();
+    cpu::forward_selection(cov, of, start, results.choice, call.threads());
+  }
+  results.give(call);
 }
 
 void forward_selection(Call& call) {
@@ -57,19 +79,12 @@ void forward_selection(Call& call) {
   std::vector<char> started(static_cast<size_t>(nx / size), 0);
   check_indices(call, 5, nx / size, started);
   const int64_t left = nx / size - static_cast<int64_t>(start.size());
-  const int64_t count = check_count(call, 3, left, "the groups that are not in start");
+  check_count(call, 3, left, "the groups that are not in start");
   const double noise = call.real(6);
   if (!(noise >= 0 && std::isfinite(noise)))
     call.value_error(6, "a finite variance >= 0", std::to_string(noise));
   const MutualInformation of{x.data(), nx, y.data(), static_cast<int64_t>(y.size()), size, noise};
-  const Results results(call, count);
-  call.start();
-  if (cov.dtype == Dtype::float32) {
-    cpu::forward_selection(view<float>(cov), of, start, results.choice, call.threads());
-  } else {
-    cpu::forward_selection(view<double>(cov), of, start, results.choice, call.threads());
-  }
-  results.give(call);
+  cov.dtype == Dtype::float32 ? select<float>(call, of) : select<double>(call, of);
 }
 
 template <class T>
@@ -116,43 +131,49 @@ int64_t check_layers(const Call& call) {
   return channels;
 }
 
+template <bool obs, class T>
+void eliminate_as(Call& call, int64_t channels) {
+  const std::vector<LayerPair<T>> layers = pairs<T>(call);
+  const std::vector<int64_t>& keep = call.integers(4);
+  const Results results(call, call.integer(2));
+  if (call.on_cuda()) {
+    const CudaKernels& cuda = call.cuda_kernels();
+    const int64_t open = channels - static_cast<int64_t>(keep.size());
+    const Tensor scratch = workspace(call, cuda.elimination_workspace(call.integers(3), open));
+    const auto body = obs ? cuda.of<T>().obs_elimination : cuda.of<T>().backward_elimination;
+    call.start();
+    call.check_launch(body(layers, channels, keep, results.choice, scratch.data, call.stream()));
+  } else {
+    const auto body = obs ? cpu::obs_elimination<T> : cpu::backward_elimination<T>;
+    call.start();
+    body(layers, channels, keep, results.choice, call.threads());
+  }
+  results.give(call);
+}
+
 template <bool obs>
 void eliminate(Call& call) {
   const int64_t channels = check_layers(call);
   std::vector<char> kept(static_cast<size_t>(channels), 0);
   check_indices(call, 4, channels, kept);
-  const std::vector<int64_t>& keep = call.integers(4);
-  const int64_t left = channels - static_cast<int64_t>(keep.size());
-  const int64_t count = check_count(call, 2, left, "the channels that are not in keep");
-  const Results results(call, count);
-  const auto run = [&](const auto& layers) {
-    call.start();
-    if (obs) {
-      cpu::obs_elimination(layers, channels, keep, results.choice, call.threads());
-    } else {
-      cpu::backward_elimination(layers, channels, keep, results.choice, call.threads());
-    }
-  };
-  if (call.tensors(0)[0].dtype == Dtype::float32) {
-    run(pairs<float>(call));
-  } else {
-    run(pairs<double>(call));
-  }
-  results.give(call);
+  const int64_t left = channels - static_cast<int64_t>(call.integers(4).size());
+  check_count(call, 2, left, "the channels that are not in keep");
+  call.tensors(0)[0].dtype == Dtype::float32 ? eliminate_as<obs, float>(call, channels)
+                                             : eliminate_as<obs, double>(call, channels);
 }
 
 const Op forward_op(
     "forward_selection(Tensor cov, int[] x, int[] y, int count, int group_size, int[] start, "
     "float noise_variance) -> (Tensor, Tensor, Tensor)",
-    forward_selection);
+    forward_selection, Bodies::cpu_and_cuda);
 const Op backward_op(
     "backward_elimination(Tensor[] precision, Tensor[] given_y, int count, int[] group_size, "
     "int[] keep) -> (Tensor, Tensor, Tensor)",
-    eliminate<false>);
+    eliminate<false>, Bodies::cpu_and_cuda);
 const Op obs_op(
     "obs_elimination(Tensor[] precision, Tensor[] gram, int count, int[] group_size, int[] keep) "
     "-> (Tensor, Tensor, Tensor)",
-    eliminate<true>);
+    eliminate<true>, Bodies::cpu_and_cuda);
 
 }  // namespace
 }  // namespace infoslice

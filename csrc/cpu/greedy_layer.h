@@ -3,18 +3,12 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include "cpu/downdate.h"
 #include "cpu/scores.h"
 
 namespace infoslice::cpu {
-
-/// The largest unexplained share of a variance that rounding alone can leave over among n variables.
-inline double rounding_floor(int64_t n) {
-  return 4 * static_cast<double>(n) * std::numeric_limits<double>::epsilon();
-}
 
 /// The first matrix is conditioned on (or forgets) each channel, with rows u of its panel; so is the
 /// second in an information, with rows w. In least squares the second is W'W, with terms of both.

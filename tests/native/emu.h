@@ -31,5 +31,6 @@ void bind_cholesky(py::module_& module);
 void bind_covariance(py::module_& module);
 void bind_dense(py::module_& module);
 void bind_precision(py::module_& module);
+void bind_greedy(py::module_& module);
 
 }  // namespace infoslice

@@ -29,5 +29,6 @@ bool check_cholesky(const std::vector<int64_t>& orders);
 bool check_covariance();
 bool check_dense();
 bool check_precision();
+bool check_greedy();
 
 }  // namespace infoslice

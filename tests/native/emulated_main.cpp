@@ -25,6 +25,7 @@ int main(int count, char** arguments) {
       {"covariance", check_covariance},
       {"dense", check_dense},
       {"precision", check_precision},
+      {"greedy", check_greedy},
   };
   const std::string name = count < 2 ? "" : std::atoll(arguments[1]) ? "cholesky" : arguments[1];
   bool good = true, found = false;

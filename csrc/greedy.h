@@ -51,16 +51,17 @@
 // two matrices per layer, forward one if y is empty, and for y 8 ny (ny + 2 n); layers are held side
 // by side. Partitions do not touch rounding.
 //
-// CUDA: the same choice, floors and refusals (near ties may fall otherwise within rounding). One
-// launch per layer and step: every block finds the best channel from the bests of the launch
-// before, forms its part of the rows that are eliminated, brings its diagonal blocks up to date and
-// scores its channels; after every 64 variables a product of matrices, as on the CPU. All launches
-// are enqueued at once and nothing is read back, so that the number of kernels depends on the
-// arguments alone and a CUDA graph can capture the op; after a step that failed they do nothing.
-// Channels that are gone are not scored but stay in the matrices: n^2 multiplications and additions
-// per variable eliminated (W'W: 2 n^2) for each matrix, of its lower triangle. Workspace, all of it
-// on the device: about 4 n^2 + n (760 + 8 r) bytes per matrix, and for y 8 ny (ny + n) bytes; few
-// variables are copied like many.
+// CUDA: the same choice, floors and refusals; near ties may fall otherwise within rounding. One
+// launch per layer and step, in which every block finds the best channel in what the launch before
+// left, forms its part of the rows that are eliminated, brings its diagonal blocks up to date and
+// scores its channels; and a product of matrices after every 64 variables, as on the CPU. All
+// launches are enqueued at once and nothing is read back: their number depends on the arguments
+// alone, a CUDA graph can capture the op, and after a step that could not be made the others do
+// nothing. Channels that are gone are not scored, but stay in the matrices: n^2 / 2 multiplications
+// and additions per variable eliminated (W'W: n^2) for each matrix. Nothing is added atomically: the
+// same bits in every run. Workspace: per matrix about 4 n^2 + 8 n (35 + max(64, r) + 2 r) bytes, two
+// matrices per layer, forward one if y is empty, and for y 8 ny (ny + nx); few channels are chosen
+// from a copy like many. No other memory.
 // Sources: Chen, Zhang & Zhou 2018, Fast Greedy MAP Inference for DPP; Hassibi & Stork 1993,
 // Second order derivatives for network pruning; Kurtic et al. 2023, ZipLM; blocked pivoting:
 // Hammarling, Higham & Lucas 2007, LAPACK-style codes for pivoted Cholesky.

@@ -140,8 +140,8 @@ class Greedy {
       const int64_t rows = pending_ * l.r;
       error = downdate(l, l.first, {u, u, rows, l.stride, 1});
       if (error == cudaSuccess && l.score != Score::entropy)
-        error = downdate(l, l.second,
-                         {l.score == Score::information ? w : u, w, rows, l.stride, 1});
+        error =
+            downdate(l, l.second, {l.score == Score::information ? w : u, w, rows, l.stride, 1});
       if (error != cudaSuccess) return error;
     }
     pending_ = 0;
@@ -176,7 +176,7 @@ class Greedy {
   std::vector<GreedyLayer> layers_;
   GreedyState state_{};
   Best* bests_[2];
-  int64_t block_;  // channels taken between two downdates
+  int64_t block_;                   // channels taken between two downdates
   int64_t pending_ = 0, left_ = 0;  // channels in the panels; channels still to be eliminated
   int now_ = 0;
   void* stream_ = nullptr;
@@ -297,13 +297,15 @@ int forward_selection(const MatrixView<T>& cov, const MutualInformation& of,
   if (error == cudaSuccess)
     error = upload(of.y, static_cast<size_t>(of.ny) * sizeof(int64_t), f.y, stream);
   if (error == cudaSuccess)
-    error = f.greedy.begin(choice, 1, nullptr, static_cast<int64_t>(start.size()) + further, stream);
+    error =
+        f.greedy.begin(choice, 1, nullptr, static_cast<int64_t>(start.size()) + further, stream);
   if (error == cudaSuccess) error = f.greedy.load(cov, sources, l, l.first);
   if (error == cudaSuccess)
     error = f.greedy.take_diagonal(l, l.first, l.first.blocks, l.first.variance);
   if (error == cudaSuccess && of.ny > 0) {
     error = f.greedy.load(cov, sources, l, l.second);
-    if (error == cudaSuccess) error = f.greedy.take_diagonal(l, l.second, nullptr, l.second.variance);
+    if (error == cudaSuccess)
+      error = f.greedy.take_diagonal(l, l.second, nullptr, l.second.variance);
     if (error == cudaSuccess) error = eliminate_y(cov, f, stream);
     const double* const w = f.given.rows + of.ny * of.ny;
     if (error == cudaSuccess) error = f.greedy.downdate(l, l.second, {w, w, of.ny, 1, of.ny});

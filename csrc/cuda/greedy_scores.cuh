@@ -22,10 +22,10 @@ enum class Score : int {
 
 struct GreedyMatrix {
   Triangle stale;
-  double* panel;    // [rows][stride]: what was eliminated since
-  double* blocks;   // [channels][packed(r, 0)], the diagonal blocks as they are now
-  double* factors;  // the same of L D L', with D^-1/2 on the diagonal (0: a dropped variable);
-                    // of the second matrix in least squares [channels][r][r] L^-1 Q L^-T
+  double* panel;     // [rows][stride]: what was eliminated since
+  double* blocks;    // [channels][packed(r, 0)], the diagonal blocks as they are now
+  double* factors;   // the same of L D L', with D^-1/2 on the diagonal (0: a dropped variable);
+                     // of the second matrix in least squares [channels][r][r] L^-1 Q L^-T
   double* variance;  // [n] before all eliminations, NaN where not finite
 };
 
@@ -36,8 +36,9 @@ struct GreedyLayer {
   int64_t stride;  // of the panels
   double limit;    // a pivot of at most limit * variance is nothing but rounding
   Score score;
-  bool drop;  // redundant variables of P count nothing (entropy: the channel counts -inf); else they
-              // make the score NaN
+  bool
+      drop;  // redundant variables of P count nothing (entropy: the channel counts -inf); else they
+             // make the score NaN
 };
 
 // ---- a channel, by a team of 1, 32 or 256 threads ------------------------------------------------
@@ -117,12 +118,13 @@ __device__ double score_channel(const GreedyLayer& l, int64_t channel, int lane)
       if (good) total += 0.5 * log(value);
     }
     if (!good) total += !counts && l.drop && pivot >= -floor ? redundant : refused;
-    const int64_t left = r - a - 1;
-    for (int64_t e = lane; e < left * left; e += kTeam) {
-      const int64_t i = a + 1 + e / left, j = a + 1 + e % left;
-      if (j > i) continue;
-      f[packed(i, j)] -= f[packed(i, a)] * (f[packed(j, a)] * inverse);
-      if (two) g[packed(i, j)] -= g[packed(i, a)] * (g[packed(j, a)] * inverse2);
+    for (int64_t i = a + 1 + lane; i < r; i += kTeam) {
+      const double l1 = f[packed(i, a)] * inverse, l2 = two ? g[packed(i, a)] * inverse2 : 0.0;
+#pragma unroll 2
+      for (int64_t j = a + 1; j <= i; ++j) {
+        f[packed(i, j)] -= l1 * f[packed(j, a)];
+        if (two) g[packed(i, j)] -= l2 * g[packed(j, a)];
+      }
     }
     sync_team<kTeam>();  // all have read the pivot and the column, which nobody needs as they were
     for (int64_t i = a + 1 + lane; i < r; i += kTeam) {

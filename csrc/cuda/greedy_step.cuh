@@ -6,9 +6,9 @@
 
 namespace infoslice::cuda {
 
-constexpr int kLanes = 64;                         // columns that a block works on side by side,
-constexpr int kShares = kGreedyThreads / kLanes;   // by so many threads each
-constexpr int64_t kPanelRows = 64;                 // variables eliminated between two downdates
+constexpr int kLanes = 64;                        // columns that a block works on side by side,
+constexpr int kShares = kGreedyThreads / kLanes;  // by so many threads each
+constexpr int64_t kPanelRows = 64;                // variables eliminated between two downdates
 
 /// Threads that score a channel together.
 constexpr int team_of(int64_t r) { return r == 1 ? 1 : r <= 32 ? 32 : kGreedyThreads; }
@@ -32,10 +32,10 @@ struct GreedyState {
 struct GreedyStep {
   const Best* bests;  // [bests_count] of the launch before; null: nothing is eliminated yet
   int64_t bests_count;
-  Best* next;             // [blocks], written by the launch of the last layer; null in the others
-  int64_t step, forced;   // forced: the channel to take, no choice and no result; -1: the best
-  int64_t filled;         // rows of the panels
-  bool records, adds;     // the first layer records the choice; those behind it add their scores
+  Best* next;              // [blocks], written by the launch of the last layer; null in the others
+  int64_t step, forced;    // forced: the channel to take, no choice and no result; -1: the best
+  int64_t filled;          // rows of the panels
+  bool records, adds;      // the first layer records the choice; those behind it add their scores
   const int32_t* refused;  // of what came before the first step; or null
 };
 
@@ -88,7 +88,7 @@ class Step {
  public:
   struct Shared {
     double u[kMultipliers], w[kMultipliers];  // the panels' columns of the channel: [row][padded r]
-    double sums[2][kRows][kShares][kLanes];
+    double sums[2][kTeam <= 32 ? kRows : 1][kShares][kLanes];  // what the panels take off a row
   };
 
   __device__ Step(const GreedyLayer& layer, const GreedyState& state, const GreedyStep& s,
@@ -129,13 +129,20 @@ class Step {
       const bool mine = active && share < kRows && a0 + share < r;
       const double stale = mine ? l_.first.stale.read(chosen_ * r + a0 + share, j) : 0.0;
       const double stale2 = mine && two_ ? l_.second.stale.read(chosen_ * r + a0 + share, j) : 0.0;
+      double taken = 0, taken2 = 0;
       if constexpr (kTeam <= 32) {
-        if (filled_ > 0) add_panels(a0, j, active, lane, share);
+        if (filled_ > 0) {
+          add_panels(a0, j, active, lane, share);
+          for (int other = 0; other < kShares && mine; ++other) {
+            taken += shared_.sums[0][share][other][lane];
+            taken2 += shared_.sums[1][share][other][lane];
+          }
+        }
       }
       if (mine) {
         const int64_t at = (filled_ + a0 + share) * l_.stride + j;
-        l_.first.panel[at] = stale - pending(0, lane, share);
-        if (two_) l_.second.panel[at] = stale2 - pending(1, lane, share);
+        l_.first.panel[at] = stale - taken;
+        if (two_) l_.second.panel[at] = stale2 - taken2;
       }
       __syncthreads();
     }
@@ -182,7 +189,8 @@ class Step {
         const double w = two_ ? l_.second.panel[k * l_.stride + j] : 0.0;
 #pragma unroll
         for (int t = 0; t < kRows; ++t) {
-          const double of_u = shared_.u[k * padded_ + a0 + t], of_w = shared_.w[k * padded_ + a0 + t];
+          const double of_u = shared_.u[k * padded_ + a0 + t],
+                       of_w = shared_.w[k * padded_ + a0 + t];
           sum[t] += of_u * u;
           sum2[t] += crossed_ ? of_u * w + of_w * u : of_w * w;
         }
@@ -194,13 +202,6 @@ class Step {
       shared_.sums[1][t][share][lane] = sum2[t];
     }
     __syncthreads();
-  }
-
-  __device__ double pending(int which, int lane, int row) const {
-    double sum = 0;
-    for (int share = 0; share < kShares && filled_ > 0; ++share)
-      sum += shared_.sums[which][row][share][lane];
-    return sum;
   }
 
   /// q -> q - 1/2 K p with K = D^-1/2 L^-1 G_cc L^-T D^-1/2, so that the downdate p'q + q'p - p'K p
@@ -226,7 +227,7 @@ class Step {
 };
 
 template <int kTeam>
-__global__ void __launch_bounds__(kGreedyThreads)
+__global__ void __launch_bounds__(kGreedyThreads, 2)
     step_kernel(const __grid_constant__ GreedyLayer l, const __grid_constant__ GreedyState state,
                 const __grid_constant__ GreedyStep s) {
   __shared__ typename Step<kTeam>::Shared shared;

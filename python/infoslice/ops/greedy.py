@@ -1,4 +1,8 @@
-"""Greedy choice of channels: forward selection, backward elimination, structured OBS."""
+"""Greedy choice of channels: forward selection, backward elimination, structured OBS.
+
+On CUDA all steps are enqueued at once and nothing waits for the device: the results, ``info`` too,
+are there when the stream has come to them.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +103,8 @@ def forward_selection(
         ValueError: not one square matrix; indices out of range, repeated or in both lists; or
             another argument out of range.
         TypeError: another dtype of ``cov``; indices that are not integers.
-        RuntimeError: a tensor that requires grad, or not on the CPU.
+        RuntimeError: a tensor that requires grad, on CUDA without CUDA kernels built, or on another
+            device.
     """
     name = "forward_selection"
     args = (
@@ -149,7 +154,8 @@ def backward_elimination(
         ValueError: no layers; matrices that are not square or do not fit each other; or another
             argument out of range.
         TypeError: another dtype, or several; indices that are not integers.
-        RuntimeError: a tensor that requires grad, or not on the CPU.
+        RuntimeError: a tensor that requires grad; tensors on several devices, on CUDA without CUDA
+            kernels built, or on another device.
     """
     return _eliminate(
         "backward_elimination",
@@ -193,7 +199,8 @@ def obs_elimination(
         ValueError: no layers; matrices that are not square or do not fit each other; or another
             argument out of range.
         TypeError: another dtype, or several; indices that are not integers.
-        RuntimeError: a tensor that requires grad, or not on the CPU.
+        RuntimeError: a tensor that requires grad; tensors on several devices, on CUDA without CUDA
+            kernels built, or on another device.
     """
     return _eliminate(
         "obs_elimination",

@@ -51,6 +51,7 @@
 // 2005.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace infoslice {
@@ -79,4 +80,29 @@ void pairwise_mi(const T* cov, int64_t batch, int64_t n, const MutualInformation
                  int32_t* info, int threads);
 
 }  // namespace cpu
+
+namespace cuda {
+
+// cov, nats, info and workspace are device memory of the current device, x and y are the host's;
+// `stream` is a cudaStream_t. Work is only enqueued: the functions never synchronise. They return a
+// cudaError_t (0 = success) and do nothing where batch is 0. The workspace, aligned to 8 bytes,
+// has the bytes that *_workspace tells.
+
+size_t marginal_mi_workspace(int64_t batch, const MutualInformation& of);
+size_t conditional_mi_workspace(int64_t batch, const MutualInformation& of);
+size_t pairwise_mi_workspace(int64_t batch, const MutualInformation& of);
+
+template <class T>  // float, double
+int marginal_mi(const T* cov, int64_t batch, int64_t n, const MutualInformation& of, T* nats,
+                int32_t* info, void* workspace, void* stream);
+
+template <class T>
+int conditional_mi(const T* cov, int64_t batch, int64_t n, const MutualInformation& of, T* nats,
+                   int32_t* info, void* workspace, void* stream);
+
+template <class T>
+int pairwise_mi(const T* cov, int64_t batch, int64_t n, const MutualInformation& of, T* nats,
+                int32_t* info, void* workspace, void* stream);
+
+}  // namespace cuda
 }  // namespace infoslice

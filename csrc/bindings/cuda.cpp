@@ -28,6 +28,10 @@ template <class T>
 constexpr CovarianceOf<T> covariance_of{cuda::covariance_workspace<T>, cuda::covariance<T, float>,
                                         cuda::covariance<T, double>};
 
+template <class T>
+constexpr InformationOf<T> information_of{cuda::marginal_mi<T>, cuda::conditional_mi<T>,
+                                          cuda::pairwise_mi<T>};
+
 const CudaKernels kernels{
     error_string,
     cuda::precision_workspace,
@@ -35,7 +39,11 @@ const CudaKernels kernels{
     kernels_of<double>,
     {covariance_of<double>, covariance_of<float>, covariance_of<bfloat16>, covariance_of<float16>},
     cuda::forward_selection_workspace,
-    cuda::elimination_workspace};
+    cuda::elimination_workspace,
+    {information_of<float>, information_of<double>},
+    cuda::marginal_mi_workspace,
+    cuda::conditional_mi_workspace,
+    cuda::pairwise_mi_workspace};
 
 int device_count() {
   int count = 0;

@@ -11,6 +11,7 @@
 #include "covariance.h"
 #include "precision.h"
 #include "greedy.h"
+#include "gaussian_mi.h"
 
 namespace infoslice {
 
@@ -33,6 +34,13 @@ struct CovarianceOf {  // of inputs of type T
   decltype(&cuda::covariance<T, double>) to_float64;
 };
 
+template <class T>
+struct InformationOf {  // between variables of covariances of type T
+  decltype(&cuda::marginal_mi<T>) marginal_mi;
+  decltype(&cuda::conditional_mi<T>) conditional_mi;
+  decltype(&cuda::pairwise_mi<T>) pairwise_mi;
+};
+
 struct CudaKernels {
   const char* (*error_string)(int cuda_error);
   decltype(&cuda::precision_workspace) precision_workspace;
@@ -43,6 +51,10 @@ struct CudaKernels {
       covariances;
   decltype(&cuda::forward_selection_workspace) forward_selection_workspace;
   decltype(&cuda::elimination_workspace) elimination_workspace;
+  std::tuple<InformationOf<float>, InformationOf<double>> informations;
+  decltype(&cuda::marginal_mi_workspace) marginal_mi_workspace;
+  decltype(&cuda::conditional_mi_workspace) conditional_mi_workspace;
+  decltype(&cuda::pairwise_mi_workspace) pairwise_mi_workspace;
 
   template <class T>
   const CudaKernelsOf<T>& of() const {
@@ -55,6 +67,10 @@ struct CudaKernels {
   template <class T>
   const CovarianceOf<T>& covariance_of() const {
     return std::get<CovarianceOf<T>>(covariances);
+  }
+  template <class T>
+  const InformationOf<T>& information_of() const {
+    return std::get<InformationOf<T>>(informations);
   }
 };
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "bindings/cuda_kernels.h"
 #include "bindings/matrices.h"
 
 namespace infoslice {
@@ -11,7 +12,11 @@ namespace {
 using Body = void (*)(Call&, const Matrices&, const MutualInformation&, const Tensor&,
                       const Tensor&);
 
-template <Body body>
+Tensor workspace_of(Call& call, size_t bytes) {
+  return call.empty(Dtype::float64, {static_cast<int64_t>((bytes + 7) / 8)});
+}
+
+template <Body float32, Body float64>
 void host(Call& call) {
   const bool grouped = call.op.parameters.size() == 5;
   const Matrices cov = square_matrices(call, 0);
@@ -36,22 +41,28 @@ void host(Call& call) {
   if (grouped) sizes.push_back(nx / group);
   const Tensor nats = call.empty(cov.values.dtype, sizes);
   const Tensor info = call.empty(Dtype::int32, sizes);
-  call.start();
-  body(call, cov, MutualInformation{x.data(), nx, y.data(), ny, group, noise}, nats, info);
+  const MutualInformation of{x.data(), nx, y.data(), ny, group, noise};
+  (cov.values.dtype == Dtype::float32 ? float32 : float64)(call, cov, of, nats, info);
   call.give(nats);
   call.give(info);
 }
 
-#define INFOSLICE_BODY(name)                                                                  \
-  void name(Call& call, const Matrices& cov, const MutualInformation& of, const Tensor& nats, \
-            const Tensor& info) {                                                             \
-    if (cov.values.dtype == Dtype::float32) {                                                 \
-      cpu::name(cov.values.as<const float>(), cov.count, cov.d, of, nats.as<float>(),         \
-                info.as<int32_t>(), call.threads());                                          \
-    } else {                                                                                  \
-      cpu::name(cov.values.as<const double>(), cov.count, cov.d, of, nats.as<double>(),       \
-                info.as<int32_t>(), call.threads());                                          \
-    }                                                                                         \
+#define INFOSLICE_BODY(name)                                                                    \
+  template <class T>                                                                            \
+  void name(Call& call, const Matrices& cov, const MutualInformation& of, const Tensor& nats,   \
+            const Tensor& info) {                                                               \
+    const T* const from = cov.values.as<const T>();                                             \
+    if (call.on_cuda()) {                                                                       \
+      const CudaKernels& cuda = call.cuda_kernels();                                            \
+      const Tensor workspace = workspace_of(call, cuda.name##_workspace(cov.count, of));        \
+      call.start();                                                                             \
+      call.check_launch(cuda.information_of<T>().name(from, cov.count, cov.d, of, nats.as<T>(), \
+                                                      info.as<int32_t>(), workspace.data,       \
+                                                      call.stream()));                          \
+    } else {                                                                                    \
+      call.start();                                                                             \
+      cpu::name(from, cov.count, cov.d, of, nats.as<T>(), info.as<int32_t>(), call.threads());  \
+    }                                                                                           \
   }
 INFOSLICE_BODY(marginal_mi)
 INFOSLICE_BODY(conditional_mi)
@@ -60,19 +71,19 @@ INFOSLICE_BODY(pairwise_mi)
 
 const Op gaussian_op(
     "gaussian_mi(Tensor cov, int[] x, int[] y, float noise_variance) -> (Tensor, Tensor)",
-    host<marginal_mi>);
+    host<marginal_mi<float>, marginal_mi<double>>, Bodies::cpu_and_cuda);
 const Op marginal_op(
     "marginal_mi(Tensor cov, int[] x, int[] y, int group_size, float noise_variance) "
     "-> (Tensor, Tensor)",
-    host<marginal_mi>);
+    host<marginal_mi<float>, marginal_mi<double>>, Bodies::cpu_and_cuda);
 const Op conditional_op(
     "conditional_mi(Tensor cov, int[] x, int[] y, int group_size, float noise_variance) "
     "-> (Tensor, Tensor)",
-    host<conditional_mi>);
+    host<conditional_mi<float>, conditional_mi<double>>, Bodies::cpu_and_cuda);
 const Op pairwise_op(
     "pairwise_mi(Tensor cov, int[] x, int[] y, int group_size, float noise_variance) "
     "-> (Tensor, Tensor)",
-    host<pairwise_mi>);
+    host<pairwise_mi<float>, pairwise_mi<double>>, Bodies::cpu_and_cuda);
 
 }  // namespace
 }  // namespace infoslice

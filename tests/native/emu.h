@@ -32,5 +32,6 @@ void bind_covariance(py::module_& module);
 void bind_dense(py::module_& module);
 void bind_precision(py::module_& module);
 void bind_greedy(py::module_& module);
+void bind_gaussian_mi(py::module_& module);
 
 }  // namespace infoslice

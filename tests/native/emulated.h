@@ -30,5 +30,6 @@ bool check_covariance();
 bool check_dense();
 bool check_precision();
 bool check_greedy();
+bool check_gaussian_mi();
 
 }  // namespace infoslice

@@ -26,6 +26,7 @@ int main(int count, char** arguments) {
       {"dense", check_dense},
       {"precision", check_precision},
       {"greedy", check_greedy},
+      {"gaussian_mi", check_gaussian_mi},
   };
   const std::string name = count < 2 ? "" : std::atoll(arguments[1]) ? "cholesky" : arguments[1];
   bool good = true, found = false;

@@ -38,11 +38,27 @@
 // group (or y) of constants only has 0 nats. In conditional it makes S singular: info > 0 at its
 // place.
 //
-// Peak extra memory of a thread, in doubles, g = group_size, n = nx + ny:
+// Peak extra memory on the CPU, of a thread, in doubles, g = group_size, n = nx + ny:
 //   marginal     ny (ny + nx), and with g > 1 another 2 g (g + ny)
 //   conditional  n (n + nx), and with g > 1 another g (2 nx + 3 g + 3 ny)
 //   pairwise     (15 + g) ny, and with g > 1 another g (g + ny)
 // where more than 192 rows are eliminated together, 192 times their number is added.
+//
+// On CUDA the items of a batch are eliminated together (cuda/dense.h), two kernels for every 64
+// variables: marginal as [S_yy; S_xy] -> S_xy L^-T, conditional as [S; 1] -> (L^-1)', whose row sums
+// of squares are the scores of single variables. Groups g > 1 follow as a batch of items x groups:
+// [S_gg; L^-1 S_yg], or for conditional [(S_xx^-1)_gg; W_yg], with W_yg the rows of y in W, becomes
+// [C; K], and the scores are the logarithms of the pivots of 1 - K'K, or 1 + K'K; for pairwise
+// [S_gg; S_yg] becomes [C; K], and the row sums of squares of K are the explained shares of S_jj. A
+// constant stays in its place as a row of the identity, so that all items have one shape. Results
+// and info are those of the CPU, to rounding. The order of all sums depends on the sizes alone.
+// Workspace in bytes, all items at once:
+//   marginal     batch (8 ny (n + 1) + 8 n + 4), and with g > 1 another batch (nx / g) (8 g (g + ny
+//                + 1) + 8)
+//   conditional  batch (8 n (n + nx + 1) + 4), and with g > 1 the same as marginal
+//   pairwise     batch 8 n, and with g > 1 the same as marginal
+// and 4 n. Both products with batch are cut into passes whose matrices have at most 256 MiB, or
+// are one.
 //
 // Computed in double whatever T is, rounded to T at the end; never clamped. marginal, pairwise, and
 // conditional with group_size 1 are >= 0 by construction, conditional of larger groups up to

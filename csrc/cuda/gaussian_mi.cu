@@ -158,10 +158,10 @@ struct Plan {
     };
     take(joint, items * rows * columns);
     take(floors, items * columns);
-    take(scales, items * places);
+    take(scales, kind == Kind::conditional ? 0 : items * places);
     take(group, groups * group_rows * size);
     take(group_floors, group_rows == 0 ? 0 : groups * size);
-    take(info, items);
+    take(info, columns == 0 ? 0 : items);
     take(group_info, group_rows == 0 ? 0 : 2 * groups);
     take(order, places);
   }

@@ -65,7 +65,8 @@ def gaussian_mi(cov: T, x: Indices, y: Indices, *, noise_variance: float = 0.0) 
         ValueError: ``cov`` not square or n = 0; indices out of range, repeated, shared or missing;
             a negative or infinite noise variance.
         TypeError: another dtype of ``cov``; indices that are not integers.
-        RuntimeError: a tensor that requires grad, or not on the CPU.
+        RuntimeError: a tensor that requires grad; a CUDA tensor and no CUDA kernels built, or
+            another device.
 
     Source: Cover & Thomas, Elements of Information Theory, 2nd ed., 8.4-8.5.
     """
@@ -91,7 +92,8 @@ def marginal_mi(
     Raises:
         ValueError: as ``gaussian_mi``, or ``group_size`` does not divide the number of x.
         TypeError: another dtype of ``cov``; indices that are not integers.
-        RuntimeError: a tensor that requires grad, or not on the CPU.
+        RuntimeError: a tensor that requires grad; a CUDA tensor and no CUDA kernels built, or
+            another device.
     """
     return _dispatch("marginal_mi", _marginal_mi, cov, x, y, group_size, float(noise_variance))
 
@@ -121,7 +123,8 @@ def conditional_mi(
     Raises:
         ValueError: as ``gaussian_mi``, or ``group_size`` does not divide the number of x.
         TypeError: another dtype of ``cov``; indices that are not integers.
-        RuntimeError: a tensor that requires grad, or not on the CPU.
+        RuntimeError: a tensor that requires grad; a CUDA tensor and no CUDA kernels built, or
+            another device.
     """
     return _dispatch(
         "conditional_mi", _conditional_mi, cov, x, y, group_size, float(noise_variance)
@@ -149,7 +152,8 @@ def pairwise_mi(
     Raises:
         ValueError: as ``gaussian_mi``, or ``group_size`` does not divide the number of x.
         TypeError: another dtype of ``cov``; indices that are not integers.
-        RuntimeError: a tensor that requires grad, or not on the CPU.
+        RuntimeError: a tensor that requires grad; a CUDA tensor and no CUDA kernels built, or
+            another device.
     """
     return _dispatch("pairwise_mi", _pairwise_mi, cov, x, y, group_size, float(noise_variance))
 
@@ -158,7 +162,8 @@ def _dispatch(name: str, op: Any, cov: T, x: Indices, y: Indices, *options: Any)
     xs, ys = _integers(name, "x", x), _integers(name, "y", y)
     if isinstance(cov, torch.Tensor):
         refuse_grad(name, cov=cov)
-        return Information(*op(cov, xs, ys, *options))
+        # The CPU host function takes any strides by itself.
+        return Information(*op(cov.contiguous() if cov.is_cuda else cov, xs, ys, *options))
     return Information(*getattr(core, name)(cov, xs, ys, *options))
 
 

@@ -248,11 +248,11 @@ cudaError_t score_groups(const Plan& plan, const Joint<T>& s, const Batch<double
     error = static_cast<cudaError_t>(eliminate(m, plan.group_floors, plan.group_info, stream));
     if (error != cudaSuccess) return error;
     if (pairwise) {
-      int width = 1;
-      while (width < 32 && width < size) width *= 2;
+      int shift = 0;
+      while (shift < 5 && 1 << shift < size) ++shift;
       const auto score_pairs = group_pairs_kernel<T>;
       INFOSLICE_LAUNCH(score_pairs, warps(count), kThreads, 0, stream, s, m, first, plan.per_item,
-                       width, plan.group_info, scores);
+                       shift, plan.group_info, scores);
       error = cudaGetLastError();
       continue;
     }

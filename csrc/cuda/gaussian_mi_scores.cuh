@@ -96,19 +96,19 @@ __global__ void __launch_bounds__(kThreads)
 /// What a lane knows of its pairs: adds y number j, which shares `share` of its variance.
 struct Pairs {
   double nats;
-  int64_t failed;  // the first j + 1 that X_g determines
+  int32_t failed;  // the first j + 1 that X_g determines
   __device__ void add(double share, int64_t j, int64_t size) {
     if (1 - share > rounding_floor(size + j + 1)) {
       nats -= 0.5 * log1p(-share);
     } else if (failed == 0 || j + 1 < failed) {
-      failed = j + 1;
+      failed = static_cast<int32_t>(j) + 1;
     }
   }
   __device__ void join_lanes() {
     nats = warp_sum(nats);
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
-      const int64_t other = __shfl_xor_sync(kAll, failed, offset);
+      const int32_t other = __shfl_xor_sync(kAll, failed, offset);
       if (failed == 0 || (other != 0 && other < failed)) failed = other;
     }
   }
@@ -154,34 +154,35 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 /// Groups: the shares are the row sums of squares of S_yg C^-T, from row `size` on. A warp to each
-/// group, `width` lanes (a power of two) to a row.
+/// group, 2^shift lanes to a row.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     group_pairs_kernel(const Joint<T> s, const Batch<double> m, int64_t first, int64_t per_item,
-                       int width, const int32_t* info, const Scores<T> scores) {
+                       int shift, const int32_t* info, const Scores<T> scores) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int width = 1 << shift;
   const int64_t step = gridDim.x * int64_t{kThreads / 32}, size = m.columns;
   for (int64_t b = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / 32; b < m.count; b += step) {
-    const int64_t item = (first + b) / per_item, base = (first + b) % per_item * size;
+    const int64_t item = (first + b) / per_item, base = (first + b - item * per_item) * size;
     const double* const scales = s.scales + item * s.places;
     bool varies = false;
     for (int64_t i = lane; i < size; i += 32) varies = varies || scales[base + i] != 0;
     varies = __any_sync(kAll, varies);
     Pairs pairs{};
-    for (int64_t j0 = 0; j0 < s.ny; j0 += 32 / width) {
-      const int64_t j = j0 + lane / width;
+    for (int64_t j0 = 0; j0 < s.ny; j0 += 32 >> shift) {
+      const int64_t j = j0 + (lane >> shift);
       double share = 0;
       if (j < s.ny) {
         const double* const row = m.data + b * m.step + (size + j) * m.stride;
         const double scale = scales[s.y + j];
-        for (int64_t i = lane % width; i < size; i += width) {
+        for (int64_t i = lane & (width - 1); i < size; i += width) {
           const double root = row[i] * scale;
           share += root * root;
         }
       }
       for (int offset = width / 2; offset > 0; offset /= 2)
         share += __shfl_xor_sync(kAll, share, offset);
-      if (j < s.ny && lane % width == 0) pairs.add(share, j, size);
+      if (j < s.ny && (lane & (width - 1)) == 0) pairs.add(share, j, size);
     }
     pairs.join_lanes();
     if (lane != 0) continue;

@@ -12,9 +12,26 @@
 // is left as it comes.
 //
 // Nothing can fail here: the caller has checked that every k_a is within the source and ascends
-// (csrc/bindings does). Extra memory: one bit for each element of a row of the source.
+// (csrc/bindings does). Extra memory on the CPU: one bit for each element of a row of the source.
+//
+// CUDA: the host turns the jobs into a table (slice_table: axes merged, runs of bytes and aligned
+// blocks of kept neighbours found, a keep list that cuts many tensors stored once, as 32-bit numbers
+// unless they need more), which travels in kernel parameters of 32000 bytes; then one launch copies
+// everything. Every target is cut into chunks of 32 KiB, a block takes one and finds its job by
+// bisection; a thread writes 16 bytes at a time where runs and alignment allow, else 8 or 4, put
+// together from elements that a warp reads near each other. Sources whose innermost axis is not
+// that of the target are right, but not coalesced. Index arithmetic is 32 bits wide but where an
+// axis has more than 2^30 steps. Workspace: the table, 40 bytes and more for each axis and 4 for
+// each entry of a keep list.
+//
+// In place on CUDA: blocks run at once, so some chunks (32 MiB of targets) are gathered to scratch
+// memory and copied to their places by a second launch, then the next. They are taken front to back,
+// so none overwrites what a later one reads. Launches: two for every 32 MiB; tensors of which nothing
+// moves are left out. Workspace: the table and, for every 32 KiB or smaller piece that moves, 32 KiB,
+// at most 32 MiB in all.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -26,7 +43,7 @@ struct SliceJob {
     int64_t source_stride, target_stride;  // in elements
     const int64_t* keep;                   // `size` indices into the source, or null: all
   };
-  const void* source;
+  const void* source;  // on the device for cuda::, but the lists in `axes` are on the host
   void* target;      // does not overlap the source, or is the source
   int64_t itemsize;  // bytes
   const Axis* axes;
@@ -36,5 +53,20 @@ struct SliceJob {
 namespace cpu {
 void slice_channels(const std::vector<SliceJob>& jobs, int threads);
 }
+
+namespace cuda {
+struct SliceTable {
+  std::vector<uint32_t> words;                  // what goes to the device
+  int64_t entries_at, axes_at, first_chunk_at;  // its parts
+  int64_t entries, chunks;
+  int64_t scratch_chunks;  // 0: not in place
+};
+constexpr int64_t kSliceScratch = 32 << 20;
+/// The keep lists are not needed afterwards. `scratch`: bytes, for in_place.
+SliceTable slice_table(const std::vector<SliceJob>& jobs, bool in_place, int64_t scratch);
+size_t slice_channels_workspace(const SliceTable& table);
+/// `workspace`: 16-byte aligned. The table is not needed afterwards.
+int slice_channels(const SliceTable& table, void* workspace, void* stream);
+}  // namespace cuda
 
 }  // namespace infoslice

@@ -33,5 +33,6 @@ void bind_dense(py::module_& module);
 void bind_precision(py::module_& module);
 void bind_greedy(py::module_& module);
 void bind_gaussian_mi(py::module_& module);
+void bind_slice_channels(py::module_& module);
 
 }  // namespace infoslice

@@ -11,6 +11,7 @@ PYBIND11_MODULE(_emu, module) {
   bind_precision(module);
   bind_greedy(module);
   bind_gaussian_mi(module);
+  bind_slice_channels(module);
   module.def("model", [](const std::string& name, int threads, uint64_t seed) {
     const model::Outcome outcome = model::run(name, threads, seed);
     return py::make_tuple(outcome.error, outcome.report, outcome.values);

@@ -31,5 +31,6 @@ bool check_dense();
 bool check_precision();
 bool check_greedy();
 bool check_gaussian_mi();
+bool check_slice_channels();
 
 }  // namespace infoslice

@@ -27,6 +27,7 @@ int main(int count, char** arguments) {
       {"precision", check_precision},
       {"greedy", check_greedy},
       {"gaussian_mi", check_gaussian_mi},
+      {"slice_channels", check_slice_channels},
   };
   const std::string name = count < 2 ? "" : std::atoll(arguments[1]) ? "cholesky" : arguments[1];
   bool good = true, found = false;

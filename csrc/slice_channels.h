@@ -20,8 +20,8 @@
 // everything. Every target is cut into chunks of 32 KiB, a block takes one and finds its job by
 // bisection; a thread writes 16 bytes at a time where runs and alignment allow, else 8 or 4, put
 // together from elements that a warp reads near each other. Sources whose innermost axis is not
-// that of the target are right, but not coalesced. Index arithmetic is 32 bits wide but where an
-// axis has more than 2^30 steps. Workspace: the table, 40 bytes and more for each axis and 4 for
+// that of the target are right, but not coalesced. Index arithmetic is 32 bits wide unless an axis
+// has more than 2^30 steps. Workspace: the table, 40 bytes and more for each axis and 4 for
 // each entry of a keep list.
 //
 // In place on CUDA: blocks run at once, so some chunks (32 MiB of targets) are gathered to scratch
@@ -44,8 +44,8 @@ struct SliceJob {
     const int64_t* keep;                   // `size` indices into the source, or null: all
   };
   const void* source;  // on the device for cuda::, but the lists in `axes` are on the host
-  void* target;      // does not overlap the source, or is the source
-  int64_t itemsize;  // bytes
+  void* target;        // does not overlap the source, or is the source
+  int64_t itemsize;    // bytes
   const Axis* axes;
   int dims;  // at most 12
 };
@@ -60,6 +60,7 @@ struct SliceTable {
   int64_t entries_at, axes_at, first_chunk_at;  // its parts
   int64_t entries, chunks;
   int64_t scratch_chunks;  // 0: not in place
+  bool wide;               // an axis of more than 2^30 steps, or an index of more than 32 bits
 };
 constexpr int64_t kSliceScratch = 32 << 20;
 /// The keep lists are not needed afterwards. `scratch`: bytes, for in_place.

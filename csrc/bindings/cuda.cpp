@@ -43,7 +43,8 @@ const CudaKernels kernels{
     {information_of<float>, information_of<double>},
     cuda::marginal_mi_workspace,
     cuda::conditional_mi_workspace,
-    cuda::pairwise_mi_workspace};
+    cuda::pairwise_mi_workspace,
+    {cuda::slice_table, cuda::slice_channels_workspace, cuda::slice_channels}};
 
 int device_count() {
   int count = 0;

@@ -12,6 +12,7 @@
 #include "precision.h"
 #include "greedy.h"
 #include "gaussian_mi.h"
+#include "slice_channels.h"
 
 namespace infoslice {
 
@@ -41,6 +42,12 @@ struct InformationOf {  // between variables of covariances of type T
   decltype(&cuda::pairwise_mi<T>) pairwise_mi;
 };
 
+struct SliceChannels {
+  decltype(&cuda::slice_table) table;
+  decltype(&cuda::slice_channels_workspace) workspace;
+  decltype(&cuda::slice_channels) run;
+};
+
 struct CudaKernels {
   const char* (*error_string)(int cuda_error);
   decltype(&cuda::precision_workspace) precision_workspace;
@@ -55,6 +62,7 @@ struct CudaKernels {
   decltype(&cuda::marginal_mi_workspace) marginal_mi_workspace;
   decltype(&cuda::conditional_mi_workspace) conditional_mi_workspace;
   decltype(&cuda::pairwise_mi_workspace) pairwise_mi_workspace;
+  SliceChannels slice_channels;
 
   template <class T>
   const CudaKernelsOf<T>& of() const {

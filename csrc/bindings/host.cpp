@@ -48,8 +48,11 @@ std::string to_string(const Dims& dims) {
   return text + "]";
 }
 
-Op::Op(const char* schema_text, Host host_function, Bodies bodies)
-    : schema(schema_text), host(host_function), has_cuda(bodies == Bodies::cpu_and_cuda) {
+Op::Op(const char* schema_text, Host host_function, Bodies bodies, int argument_on_host)
+    : schema(schema_text),
+      host(host_function),
+      has_cuda(bodies == Bodies::cpu_and_cuda),
+      on_host(argument_on_host) {
   const std::string text = schema;
   const size_t open = text.find('('), close = text.find(") -> ");
   name = text.substr(0, open);

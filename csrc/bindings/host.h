@@ -109,12 +109,14 @@ enum class Bodies { cpu, cpu_and_cuda };
 // Registers itself; core.cpp and torch_ops.cpp walk all().
 struct Op {
   using Host = void (*)(Call&);
-  Op(const char* schema, Host host, Bodies bodies = Bodies::cpu);
+  // on_host: the number of the argument whose tensors stay on the CPU, wherever the others are.
+  Op(const char* schema, Host host, Bodies bodies = Bodies::cpu, int on_host = -1);
   static const std::vector<const Op*>& all();
 
   const char* schema;
   Host host;
   bool has_cuda;
+  int on_host;
   std::string name;
   std::vector<Parameter> parameters;
   bool returns_list;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "bindings/cuda_kernels.h"
 #include "bindings/host.h"
 
 namespace infoslice {
@@ -156,6 +157,19 @@ Jobs checked_jobs(const Call& call) {
   return jobs;
 }
 
+void run(Call& call, const std::vector<SliceJob>& jobs, bool in_place) {
+  if (!call.on_cuda()) {
+    call.start();
+    return cpu::slice_channels(jobs, call.threads());
+  }
+  const SliceChannels& cuda = call.cuda_kernels().slice_channels;
+  const cuda::SliceTable table = cuda.table(jobs, in_place, cuda::kSliceScratch);
+  const auto words = static_cast<int64_t>(cuda.workspace(table) / sizeof(int64_t));
+  const Tensor workspace = call.empty(Dtype::int64, {words});
+  call.start();
+  call.check_launch(cuda.run(table, workspace.data, call.stream()));
+}
+
 void slice_channels(Call& call) {
   Jobs jobs = checked_jobs(call);
   for (size_t i = 0; i < jobs.each.size(); ++i) {
@@ -165,8 +179,7 @@ void slice_channels(Call& call) {
     job.target = result.data;
     call.give(result);
   }
-  call.start();
-  cpu::slice_channels(jobs.each, call.threads());
+  run(call, jobs.each, false);
 }
 
 // Every tensor must fill a piece of memory without gaps, and no two may share any.
@@ -214,22 +227,23 @@ void slice_channels_in_place(Call& call) {
   Jobs jobs = checked_jobs(call);
   check_in_place(call, jobs.each);
   for (size_t i = 0; i < jobs.each.size(); ++i) jobs.each[i].target = call.tensors(0)[i].data;
-  call.start();
-  cpu::slice_channels(jobs.each, call.threads());
+  // The new shapes come first: if torch refuses one, no value has moved yet.
   for (size_t i = 0; i < jobs.each.size(); ++i) {
     const SliceJob& job = jobs.each[i];
     call.resize(call.tensors(0)[i], sizes_of(job.axes, job.dims), strides_of(job.axes, job.dims));
   }
+  run(call, jobs.each, true);
 }
 
+constexpr int kKeep = 3;  // read on the host, wherever the tensors are
 const Op op(
     "slice_channels(Tensor[] tensors, int[] axis_counts, int[] axes, Tensor[] keep, int[] choice)"
     " -> Tensor[]",
-    slice_channels);
+    slice_channels, Bodies::cpu_and_cuda, kKeep);
 const Op op_in_place(
     "slice_channels_(Tensor(a!)[] tensors, int[] axis_counts, int[] axes, Tensor[] keep,"
     " int[] choice) -> ()",
-    slice_channels_in_place);
+    slice_channels_in_place, Bodies::cpu_and_cuda, kKeep);
 
 }  // namespace
 }  // namespace infoslice

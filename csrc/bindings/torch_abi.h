@@ -3,7 +3,8 @@
 // The functions are looked up in the libraries of the torch that the process has loaded, so nothing
 // of torch is needed to build and one binary serves every supported version. Declarations follow
 // torch/csrc/stable/c/shim.h, torch/csrc/inductor/aoti_torch/c/shim.h and, for resize_,
-// torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h, which promise not to change them. All return 0 for success unless they return a value.
+// torch/csrc/inductor/aoti_torch/generated/c_shim_{cpu,cuda}.h, which promise not to change them. All
+// return 0 for success unless they return a value.
 #pragma once
 
 #include <cstddef>
@@ -67,11 +68,16 @@ constexpr uint64_t kVersion = (2ULL << 56) | (10ULL << 48);
   X(int32_t, aoti_torch_create_cuda_guard, (int32_t, void**))       \
   X(int32_t, aoti_torch_delete_cuda_guard, (void*))
 
+// The same, but only some ops need them.
+#define INFOSLICE_TORCH_OPTIONAL_CUDA_FUNCTIONS(X) \
+  X(int32_t, aoti_torch_cuda_resize_, (AtenTensor*, const int64_t*, int64_t, int32_t*))
+
 #define INFOSLICE_TORCH_MEMBER(result, name, parameters) result(*name) parameters = nullptr;
 struct Functions {
   INFOSLICE_TORCH_FUNCTIONS(INFOSLICE_TORCH_MEMBER)
   INFOSLICE_TORCH_OPTIONAL_FUNCTIONS(INFOSLICE_TORCH_MEMBER)
   INFOSLICE_TORCH_CUDA_FUNCTIONS(INFOSLICE_TORCH_MEMBER)
+  INFOSLICE_TORCH_OPTIONAL_CUDA_FUNCTIONS(INFOSLICE_TORCH_MEMBER)
 };
 #undef INFOSLICE_TORCH_MEMBER
 

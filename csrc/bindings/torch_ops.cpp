@@ -51,6 +51,9 @@ void load_cuda_functions() {
 #define INFOSLICE_LOOK_UP(result, name, parameters) complete &= look_up(library, #name, torch.name);
     INFOSLICE_TORCH_CUDA_FUNCTIONS(INFOSLICE_LOOK_UP)
 #undef INFOSLICE_LOOK_UP
+#define INFOSLICE_LOOK_UP(result, name, parameters) look_up(library, #name, torch.name);
+    INFOSLICE_TORCH_OPTIONAL_CUDA_FUNCTIONS(INFOSLICE_LOOK_UP)
+#undef INFOSLICE_LOOK_UP
   });
   if (!complete)
     throw DeviceError(
@@ -106,8 +109,14 @@ class TorchCall final : public Call {
     const bool channels_last = dims >= 4 && !(strides == sizes.contiguous_strides());
     int32_t format = dims == 4 ? torch.aoti_torch_memory_format_channels_last()
                                : torch.aoti_torch_memory_format_channels_last_3d();
-    check(torch.aoti_torch_cpu_resize_(static_cast<AtenTensor*>(changed.object), sizes.data(), dims,
-                                       channels_last ? &format : nullptr),
+    const auto resize = on_cuda_ ? torch.aoti_torch_cuda_resize_ : torch.aoti_torch_cpu_resize_;
+    if (!resize)
+      throw DeviceError(op.name +
+                        ": this torch cannot give a CUDA tensor a smaller shape "
+                        "(aoti_torch_cuda_resize_ is missing in libtorch_cuda); install a newer "
+                        "one, or make new tensors");
+    check(resize(static_cast<AtenTensor*>(changed.object), sizes.data(), dims,
+                 channels_last ? &format : nullptr),
           "give a tensor a smaller shape");
   }
 
@@ -223,6 +232,11 @@ class TorchCall final : public Call {
     }
     tensor.dtype = dtype_of(code);
     tensor.itemsize = static_cast<int64_t>(torch.aoti_torch_dtype_element_size(code));
+    if (i == op.on_host) {
+      if (device != codes.cpu)
+        throw DeviceError(text(op.parameters[i].name, "CPU tensors", "one of another device"));
+      return;
+    }
     if (first) {
       device_ = device;
       device_index_ = index;

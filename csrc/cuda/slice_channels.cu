@@ -11,6 +11,7 @@ namespace infoslice::cuda {
 namespace {
 
 constexpr unsigned kThreads = 256;
+constexpr unsigned kBatch = 2;  // packs of a thread whose loads are under way at once
 
 struct alignas(16) Block16 {
   uint32_t words[4];
@@ -25,7 +26,7 @@ struct View {
   uint32_t count;  // of entries
 };
 
-// An axis as a chunk sees it. Index: uint32_t unless the entry is wide.
+// An axis as a chunk sees it. Index: uint32_t unless the table is wide.
 template <class Index>
 struct Axis {
   Index start, size;
@@ -74,86 +75,113 @@ struct Piece {
   const SliceAxis* axes;  // in shared memory
   const int64_t* start;   // where the piece begins, on every axis
   int count;
+  uint32_t unit;
   const uint32_t* words;
   const char* source;
   char* target;
   uint32_t bytes;
 };
 
-// A thread writes 4 bytes at a time (a unit of 8 or 16 bytes is one): then the lanes of a warp read
-// units that lie near each other, in a line or two of the cache for each load, and still write whole
-// lines. To put 16 bytes together of 2-byte units would make the loads of a warp reach over 8 lines.
+template <class Index>
+struct Spot {  // of a unit in the source
+  const char* line;
+  Index index;  // on the inner axis
+};
+
+// Copies from those spots whose bit in `which` is set, 4 bytes at least from each; all loads come
+// before the first store.
 template <class Unit, class Index>
-__device__ void gather(const Piece& piece) {
-  constexpr bool kWide = std::is_same_v<Index, uint64_t>;  // rare: one unit after the other will do
-  constexpr unsigned kUnits = !kWide && sizeof(Unit) < 4 ? 4 / sizeof(Unit) : 1;
-  constexpr unsigned kBatch = kWide ? 1 : 4;  // loads that are under way at once
-  const auto units = static_cast<uint32_t>(piece.bytes / sizeof(Unit));
-  const bool aligned = reinterpret_cast<uintptr_t>(piece.target) % 4 == 0;
-  const Axis<Index> inner(piece.axes[0], piece.start[0], piece.words),
-      outer(piece.axes[piece.count - 1], piece.start[piece.count - 1], piece.words);
-  // Leaves in `index` the place of a unit on the inner axis; returns where that axis begins.
-  const auto line = [&](uint32_t unit, Index& index) {
-    const char* from = piece.source;
-    index = inner.start + unit;
-    Index steps = inner.carry(index);
-    for (int a = 1; a < piece.count - 1; ++a) {
-      const Axis<Index> axis(piece.axes[a], piece.start[a], piece.words);
-      Index middle = axis.start + steps;
-      steps = axis.carry(middle);
-      from += axis.offset(middle);
-    }
-    return from + outer.offset(outer.start + steps);
-  };
-  Unit* const target = reinterpret_cast<Unit*>(piece.target);
-  for (uint32_t base = threadIdx.x * kUnits; base < units; base += kBatch * kThreads * kUnits) {
-    Unit values[kBatch][kUnits];
-    unsigned whole = 0;  // a bit for each 4 bytes that are of one line of the source
+__device__ void move(const Spot<Index>* spots, const Axis<Index>& inner, unsigned which, char* to) {
+  constexpr unsigned kUnits = sizeof(Unit) < 4 ? 4 / sizeof(Unit) : 1;
+  Unit values[kBatch][kUnits];
 #pragma unroll
-    for (unsigned b = 0; b < kBatch; ++b) {
-      const uint32_t first = base + b * kThreads * kUnits;
-      if (first >= units) break;
-      Index index;
-      const char* const from = line(first, index);
-      if (kUnits > 1 && (!aligned || first + kUnits > units || index + kUnits > inner.size))
-        continue;
-      whole |= 1u << b;
+  for (unsigned b = 0; b < kBatch; ++b) {
+    if ((which >> b & 1) == 0) continue;
+#pragma unroll
+    for (unsigned i = 0; i < kUnits; ++i)
+      values[b][i] =
+          *reinterpret_cast<const Unit*>(spots[b].line + inner.offset(spots[b].index + i));
+  }
+#pragma unroll
+  for (unsigned b = 0; b < kBatch; ++b) {
+    if ((which >> b & 1) == 0) continue;
+    char* const place = to + b * kThreads * kUnits * sizeof(Unit);
+    if constexpr (kUnits == 1) {
+      *reinterpret_cast<Unit*>(place) = values[b][0];
+    } else {
+      uint32_t packed = 0;
 #pragma unroll
       for (unsigned i = 0; i < kUnits; ++i)
-        values[b][i] = *reinterpret_cast<const Unit*>(from + inner.offset(index + i));
-    }
-#pragma unroll
-    for (unsigned b = 0; b < kBatch; ++b) {
-      Unit* const to = target + base + b * kThreads * kUnits;
-      if ((whole >> b & 1) == 0) continue;
-      if constexpr (kUnits == 1) {
-        *to = values[b][0];
-      } else {
-        uint32_t packed = 0;
-#pragma unroll
-        for (unsigned i = 0; i < kUnits; ++i)
-          packed |= uint32_t{values[b][i]} << (8 * sizeof(Unit) * i);
-        *reinterpret_cast<uint32_t*>(to) = packed;
-      }
-    }
-    if constexpr (kUnits > 1) {  // the others unit by unit
-      if (whole == (1u << kBatch) - 1) continue;
-#pragma unroll 1
-      for (unsigned n = 0; n < kBatch * kUnits; ++n) {
-        const uint32_t unit = base + n / kUnits * kThreads * kUnits + n % kUnits;
-        if (unit >= units) break;
-        if ((whole >> n / kUnits & 1) != 0) continue;
-        Index index;
-        const char* const from = line(unit, index);
-        target[unit] = *reinterpret_cast<const Unit*>(from + inner.offset(index));
-      }
+        packed |= uint32_t{values[b][i]} << (8 * sizeof(Unit) * i);
+      *reinterpret_cast<uint32_t*>(place) = packed;
     }
   }
 }
 
-template <class Unit>
-__device__ void gather_any(const Piece& piece, bool wide) {
-  wide ? gather<Unit, uint64_t>(piece) : gather<Unit, uint32_t>(piece);
+// A thread writes 4 bytes at a time (a unit of 8 or 16 bytes is one): then the lanes of a warp read
+// units that lie near each other, in a line or two of the cache for each load, and still write whole
+// lines. To put 16 bytes together of 2-byte units would make the loads of a warp reach over 8 lines.
+template <class Index>
+__device__ void gather(const Piece& piece) {
+  const uint32_t unit = piece.unit, units = piece.bytes / unit, pack = unit < 4 ? 4 / unit : 1;
+  const bool aligned = reinterpret_cast<uintptr_t>(piece.target) % 4 == 0;
+  const Axis<Index> inner(piece.axes[0], piece.start[0], piece.words);
+  const auto spot_of = [&](uint32_t number) {
+    Spot<Index> spot{piece.source, inner.start + number};
+    Index steps = inner.carry(spot.index);
+    // The other axes stay in shared memory: registers are better spent on loads.
+#pragma unroll 1
+    for (int a = 1; a < piece.count; ++a) {
+      const Axis<Index> axis(piece.axes[a], piece.start[a], piece.words);
+      Index index = axis.start + steps;
+      steps = axis.carry(index);
+      spot.line += axis.offset(index);
+    }
+    return spot;
+  };
+  for (uint32_t base = threadIdx.x * pack; base < units; base += kBatch * kThreads * pack) {
+    Spot<Index> spots[kBatch];
+    unsigned whole = 0;  // a bit for each pack that is of one line of the source
+#pragma unroll
+    for (unsigned b = 0; b < kBatch; ++b) {
+      const uint32_t first = base + b * kThreads * pack;
+      spots[b] = {nullptr, 0};
+      if (first >= units) continue;
+      spots[b] = spot_of(first);
+      if (pack == 1 || (aligned && first + pack <= units && spots[b].index + pack <= inner.size))
+        whole |= 1u << b;
+    }
+    char* const to = piece.target + base * unit;
+    switch (unit) {
+      case 1:
+        move<uint8_t>(spots, inner, whole, to);
+        break;
+      case 2:
+        move<uint16_t>(spots, inner, whole, to);
+        break;
+      case 4:
+        move<uint32_t>(spots, inner, whole, to);
+        break;
+      case 8:
+        move<uint64_t>(spots, inner, whole, to);
+        break;
+      default:
+        move<Block16>(spots, inner, whole, to);
+    }
+    if (pack == 1 || whole == (1u << kBatch) - 1) continue;
+#pragma unroll 1
+    for (unsigned n = 0; n < kBatch * pack; ++n) {  // the other packs unit by unit
+      const uint32_t number = base + n / pack * kThreads * pack + n % pack;
+      if (number >= units || (whole >> n / pack & 1) != 0) continue;
+      const Spot<Index> spot = spot_of(number);
+      const char* const from = spot.line + inner.offset(spot.index);
+      char* const place = piece.target + number * unit;
+      if (unit == 1)
+        *place = *from;
+      else
+        *reinterpret_cast<uint16_t*>(place) = *reinterpret_cast<const uint16_t*>(from);
+    }
+  }
 }
 
 // The entry of a chunk: the last that does not begin behind it.
@@ -172,7 +200,8 @@ __device__ uint32_t bytes_at(const SliceEntry& entry, int64_t at) {
 
 // Chunks first, ..., first + count - 1 into their targets or, where there is scratch memory, one
 // behind the other into that.
-__global__ void __launch_bounds__(kThreads)
+template <class Index>
+__global__ void __launch_bounds__(kThreads, sizeof(Index) == 4 ? 4 : 2)
     gather_kernel(const View view, uint32_t first, uint32_t count, char* scratch) {
   __shared__ SliceAxis axes[kSliceAxes + 1];
   __shared__ int64_t start[kSliceAxes + 1];
@@ -186,29 +215,16 @@ __global__ void __launch_bounds__(kThreads)
       start[threadIdx.x] = at / entry.unit / axis.within % axis.size;
     }
     __syncthreads();
+    char* const to = scratch ? scratch + int64_t{c} * kSliceChunk : entry.target + at;
     const Piece piece{axes,
                       start,
                       static_cast<int>(entry.count),
+                      entry.unit,
                       view.words,
                       entry.source,
-                      scratch ? scratch + int64_t{c} * kSliceChunk : entry.target + at,
+                      to,
                       bytes_at(entry, at)};
-    switch (entry.unit) {
-      case 1:
-        gather_any<uint8_t>(piece, entry.wide);
-        break;
-      case 2:
-        gather_any<uint16_t>(piece, entry.wide);
-        break;
-      case 4:
-        gather_any<uint32_t>(piece, entry.wide);
-        break;
-      case 8:
-        gather_any<uint64_t>(piece, entry.wide);
-        break;
-      default:
-        gather_any<Block16>(piece, entry.wide);
-    }
+    gather<Index>(piece);
     __syncthreads();
   }
 }
@@ -264,10 +280,11 @@ int slice_channels(const SliceTable& table, void* workspace, void* stream) {
   const View view{words, reinterpret_cast<const SliceEntry*>(words + table.entries_at),
                   reinterpret_cast<const SliceAxis*>(words + table.axes_at),
                   words + table.first_chunk_at, static_cast<uint32_t>(table.entries)};
+  const auto gather_chunks = table.wide ? gather_kernel<uint64_t> : gather_kernel<uint32_t>;
   const auto chunks = static_cast<uint32_t>(table.chunks),
              group = static_cast<uint32_t>(table.scratch_chunks);
   if (group == 0) {
-    INFOSLICE_LAUNCH(gather_kernel, grid(chunks), kThreads, 0, stream, view, 0u, chunks, nullptr);
+    INFOSLICE_LAUNCH(gather_chunks, grid(chunks), kThreads, 0, stream, view, 0u, chunks, nullptr);
     return cudaGetLastError();
   }
   // A unit is read at or behind the place in its tensor to which it is written, and the order of the
@@ -277,7 +294,7 @@ int slice_channels(const SliceTable& table, void* workspace, void* stream) {
   char* const scratch = static_cast<char*>(workspace) + bytes;
   for (uint32_t first = 0; first < chunks; first += group) {
     const uint32_t count = chunks - first < group ? chunks - first : group;
-    INFOSLICE_LAUNCH(gather_kernel, grid(count), kThreads, 0, stream, view, first, count, scratch);
+    INFOSLICE_LAUNCH(gather_chunks, grid(count), kThreads, 0, stream, view, first, count, scratch);
     if (const cudaError_t error = cudaGetLastError()) return error;
     INFOSLICE_LAUNCH(scatter_kernel, grid(count), kThreads, 0, stream, view, first, count, scratch);
     if (const cudaError_t error = cudaGetLastError()) return error;

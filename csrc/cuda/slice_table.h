@@ -15,12 +15,12 @@ namespace infoslice::cuda {
 // A target is dense, so it is a line of units: powers of two of bytes, as wide as the alignment and
 // the runs of bytes that stay together allow. Its axes, innermost first, say where a unit is from.
 struct SliceAxis {
-  int64_t stride;                // of the source, in bytes
-  int64_t size;                  // of the target
-  int64_t within;                // units of the target for one step of this axis
-  uint32_t list;                 // word of the table where its kept indices begin, or kWhole
-  uint32_t entry_words;          // of a kept index: 1, or 2 for those that need more than 32 bits
-  uint32_t multiplier, shift;    // n / size = (high word of n * multiplier + n) >> shift
+  int64_t stride;              // of the source, in bytes
+  int64_t size;                // of the target
+  int64_t within;              // units of the target for one step of this axis
+  uint32_t list;               // word of the table where its kept indices begin, or kWhole
+  uint32_t entry_words;        // of a kept index: 1, or 2 for those that need more than 32 bits
+  uint32_t multiplier, shift;  // n / size = (high word of n * multiplier + n) >> shift
 };
 constexpr uint32_t kWhole = ~0u;  // all indices
 constexpr uint32_t kLong = 32;    // shift of an axis too long for the division
@@ -31,11 +31,10 @@ struct SliceEntry {
   int64_t bytes;         // of the target
   uint32_t axes, count;  // its first axis in the table, and how many: 2 at least
   uint32_t unit;         // bytes: 1, 2, 4, 8 or 16
-  uint32_t wide;         // an axis or an index needs more than 32 bits
 };
 
 constexpr int kSliceChunk = 32 << 10;  // bytes of a target that a block writes at a time
-constexpr int kSliceAxes = 24;         // a cut axis becomes two at most: kept blocks and their inside
+constexpr int kSliceAxes = 24;  // a cut axis becomes two at most: kept blocks and their inside
 
 // n / size for n < 2^31 without a division (Granlund and Montgomery, 1994).
 inline void set_division(SliceAxis& axis) {
@@ -60,8 +59,8 @@ class SliceTableBuilder {
   }
 
   void add(const SliceJob& job) {
-    SliceEntry entry{static_cast<const char*>(job.source), static_cast<char*>(job.target), 0, 0, 0,
-                     0, 0};
+    SliceEntry entry{
+        static_cast<const char*>(job.source), static_cast<char*>(job.target), 0, 0, 0, 0};
     Axis axes[kSliceAxes];
     int count = 0;
     uint64_t run = static_cast<uint64_t>(job.itemsize);
@@ -81,7 +80,7 @@ class SliceTableBuilder {
       SliceAxis axis{stride, size, within, kWhole, 1, 0, 0};
       if (cut) axis.list = cut->list, axis.entry_words = cut->entry_words;
       set_division(axis);
-      if (axis.shift == kLong || axis.entry_words > 1) entry.wide = 1;
+      if (axis.shift == kLong || axis.entry_words > 1) wide_ = true;
       axes_.push_back(axis);
       within *= size;
       ++entry.count;
@@ -100,6 +99,7 @@ class SliceTableBuilder {
     SliceTable table{};
     table.entries = static_cast<int64_t>(entries_.size());
     table.chunks = chunks_;
+    table.wide = wide_;
     if (lists_.size() % 2) lists_.push_back(0);
     table.entries_at = static_cast<int64_t>(lists_.size());
     append(entries_);
@@ -205,7 +205,7 @@ class SliceTableBuilder {
     return true;
   }
 
-  bool in_place_;
+  bool in_place_, wide_ = false;
   int64_t chunks_ = 0;
   std::vector<uint32_t> lists_;
   std::map<std::pair<const int64_t*, int64_t>, Cut> cuts_;

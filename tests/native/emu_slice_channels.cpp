@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 
 #include "cuda/grid.h"
 #include "cuda/upload.cuh"

@@ -31,7 +31,9 @@ def slice_channels(
         tensors: NumPy arrays or torch tensors of any dtype, shape and strides.
         dims: for each tensor the axes to cut (negative ones count from the end); may be empty.
         keep: for each tensor one index array per axis in ``dims``: int64, sorted, unique, within
-            the axis. May be empty arrays.
+            the axis. May be empty arrays. They are read on the host: CUDA tensors are copied there,
+            which waits for their stream, so give CPU tensors to go on without waiting, and under
+            the capture of a CUDA graph, which keeps the indices it was captured with.
 
     Returns:
         New tensors of the same dtype and device that own their memory: contiguous, or
@@ -60,8 +62,9 @@ def slice_channels_(
 ) -> list[T]:
     """``slice_channels`` in place: the kept values move to the front of each tensor's own memory.
 
-    Nothing is allocated, and large tensors take a fraction of the time, since most of the time of
-    a new tensor goes into its fresh pages. Everything is checked before the first write.
+    On the CPU nothing is allocated, and large tensors take a fraction of the time, since most of
+    the time of a new tensor goes into its fresh pages; on CUDA 32 MiB of scratch memory do for any
+    size. Everything is checked before the first write.
 
     A torch tensor given becomes the smaller tensor: the same object (a ``Parameter`` stays one,
     with its ``requires_grad``), the same address, the new shape, contiguous or ``channels_last``
@@ -156,7 +159,7 @@ def _arguments(
 
 def _as_tensor(keep: Any) -> torch.Tensor:
     if isinstance(keep, torch.Tensor):
-        return keep.contiguous()
+        return (keep.cpu() if keep.is_cuda else keep).contiguous()
     return torch.from_numpy(np.ascontiguousarray(keep))
 
 

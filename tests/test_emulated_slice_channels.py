@@ -95,7 +95,8 @@ def test_memory_of_any_alignment(emu, offset):
         x, y = numbers((9, 80, 16), dtype, offset), numbers((9, 80, 16), dtype)
         for keep in ([some(9), None, None], [None, some(80), None], [None, None, some(16)]):
             check(emu, (x, keep), (y, keep))
-            check(emu, (x, keep), (y, keep), offset=offset)
+            *_, units = check(emu, (x, keep), (y, keep), offset=offset)
+            assert all(offset % unit == 0 for unit in units)
 
 
 def test_convolutions(emu):
@@ -140,13 +141,16 @@ def test_up_to_twelve_dimensions(emu, dims):
 def test_kept_blocks_are_copied_as_blocks(emu):
     x = numbers((16, 64 * 32), np.int16)
     heads = (some(64, 20)[:, None] * 32 + np.arange(32)).reshape(-1)
-    *_, words, _ = check(emu, (x, [None, heads]))
-    *_, words_of_any, _ = check(emu, (x, [None, some(64 * 32, 640)]))
+    _, _, words, _, units = check(emu, (x, [None, heads]))
+    assert units == [16]
+    _, _, words_of_any, _, units = check(emu, (x, [None, some(64 * 32, 640)]))
+    assert units == [2]
     assert words_of_any - words > 600  # 20 entries in place of 640
     for begin in (0, 1, 8):  # a single block, at any place
         check(emu, (x, [None, np.arange(begin, begin + 40)]))
     pairs = np.array([0, 1, 3, 4, 8, 9, 11, 12])  # blocks of even length at odd places
-    check(emu, (x, [None, pairs]), (x, [pairs, None]), (x, [pairs, pairs]))
+    *_, units = check(emu, (x, [None, pairs]), (x, [pairs, None]), (x, [pairs, pairs]))
+    assert units == [2, 16, 2]  # as wide as the alignment of all places allows
 
 
 def test_nothing_to_cut_and_nothing_left(emu):
@@ -166,7 +170,7 @@ def test_many_tensors_in_one_call(emu):
         shape = [(64,), (64, 3), (5, 64), (64, 64, 3)][i % 4]
         keep = [shared[i % 2] if size == 64 else None for size in shape]
         cases.append((numbers(shape, dtype), keep))
-    entries, chunks, words, _ = check(emu, *cases)
+    entries, chunks, words, *_ = check(emu, *cases)
     assert entries == 300 <= chunks
     assert words < 300 * 60 + 100  # a list that many share is there once
     assert check(emu, *cases, seed=3)[:3] == (entries, chunks, words)
@@ -226,7 +230,7 @@ def test_in_place(emu, dtype, scratch):
         (numbers((long // 32, 32), dtype), [None, some(32)]),
         (numbers((long // 8,), dtype), [None]),
     ]
-    entries, chunks, _, group = in_place(emu, cases, scratch, seed=1)
+    entries, chunks, _, group, _ = in_place(emu, cases, scratch, seed=1)
     assert entries == 4  # where nothing moves nothing is done
     assert group == min(chunks, max(1, scratch // CHUNK))
     assert group < chunks or scratch == SCRATCH

@@ -148,8 +148,8 @@ __device__ void gather(const Piece& piece) {
       spots[b] = {nullptr, 0};
       if (first >= units) continue;
       spots[b] = spot_of(first);
-      if (pack == 1 || (aligned && first + pack <= units && spots[b].index + pack <= inner.size))
-        whole |= 1u << b;
+      // Nor does it reach over the end of the piece, which is one of 4 bytes or one of a line.
+      if (pack == 1 || (aligned && spots[b].index + pack <= inner.size)) whole |= 1u << b;
     }
     char* const to = piece.target + base * unit;
     switch (unit) {

@@ -152,7 +152,6 @@ class SliceTableBuilder {
       if (keep[j] != keep[j - 1] + 1) cut.block = greatest_divisor(cut.block, j);
     const int64_t blocks = count / cut.block;
     cut.entry_words = (keep[count - 1] - cut.first) >> 32 != 0 ? 2 : 1;
-    if (cut.entry_words == 2 && lists_.size() % 2) lists_.push_back(0);
     const size_t at = lists_.size();
     lists_.resize(at + static_cast<size_t>(blocks) * cut.entry_words);
     cut.list = static_cast<uint32_t>(at);

@@ -6,7 +6,7 @@
 #include <memory>
 #include <optional>
 
-#include "cuda/grid.h"
+#include "cuda/slice_table.h"
 #include "cuda/upload.cuh"
 #include "emu.h"
 
@@ -37,7 +37,12 @@ py::tuple slice_channels(const std::vector<py::array>& sources, std::vector<py::
   const std::unique_ptr<uint64_t[]> workspace(new uint64_t[bytes / 8]);
   std::fill_n(workspace.get(), bytes / 8, ~uint64_t{0});
   check(cuda::slice_channels(table, workspace.get(), nullptr));
-  return py::make_tuple(table.entries, table.chunks, table.words.size(), table.scratch_chunks);
+  const auto* entries =
+      reinterpret_cast<const cuda::SliceEntry*>(table.words.data() + table.entries_at);
+  std::vector<uint32_t> units;
+  for (int64_t e = 0; e < table.entries; ++e) units.push_back(entries[e].unit);
+  return py::make_tuple(table.entries, table.chunks, table.words.size(), table.scratch_chunks,
+                        units);
 }
 
 // What arrives, with eight bytes behind it.

@@ -17,52 +17,50 @@ namespace {
 
 // ---- in registers -------------------------------------------------------------------------------
 
+/// Matrices from `first` on. A launch for every 65535 blocks instead of a loop here: it would keep
+/// what the lanes compare with in registers.
 template <class T, int D>
-__global__ void __launch_bounds__(kWarps * 32, D * sizeof(T) > 128 ? 2 : 4)
-    warp_kernel(const Source<T> source, Results<T> to) {
+__global__ void __launch_bounds__(kWarps * 32)
+    warp_kernel(const Source<T> source, int64_t first, Results<T> to) {
   constexpr int kMatrices = kWarps * 32 / D;  // of a block
   __shared__ ColumnBuffer<T, D> buffers[kMatrices];
   const int matrix = static_cast<int>(threadIdx.x) / D, lane = static_cast<int>(threadIdx.x) % D;
   const int d = static_cast<int>(source.d);
-  for (int64_t first = int64_t{blockIdx.x} * kMatrices; first < source.count;
-       first += int64_t{gridDim.x} * kMatrices) {
-    const int64_t b = first + matrix;
-    const bool exists = b < source.count, used = exists && lane < d;
-    bool outside = false, repeated = false;
-    T v[D];
-    if (source.index == nullptr) {
-      const T* const from = source.values + b * d * d + lane;
+  const int64_t b = first + int64_t{blockIdx.x} * kMatrices + matrix;
+  const bool exists = b < source.count, used = exists && lane < d;
+  bool outside = false, repeated = false;
+  T v[D];
+  if (source.index == nullptr) {
+    const T* from = source.values + b * d * d + lane;
 #pragma unroll
-      for (int i = 0; i < D; ++i)
-        v[i] = exists && i < d && lane <= i ? from[i * d] : i == lane ? T(1) : T(0);
-    } else {
-      const int own = used ? source.variable(b, lane, &outside) : 0;
+    for (int i = 0; i < D; ++i, from += d)
+      v[i] = exists && i < d && lane <= i ? *from : i == lane ? T(1) : T(0);
+  } else {
+    const int own = used ? source.variable(b, lane, &outside) : 0;
 #pragma unroll
-      for (int i = 0; i < D; ++i) {
-        const int other = __shfl_sync(kAll, own, i, D);
-        repeated |= i < lane && used && other == own;
-        v[i] = used && i < d && lane <= i ? source.gathered(other, own) : i == lane ? T(1) : T(0);
-      }
-      // The second place of a variable ends its matrix, whatever rounding would make of that pivot.
-#pragma unroll
-      for (int i = 0; i < D; ++i) v[i] = i == lane && repeated ? not_a_number<T>() : v[i];
-      outside = lanes_any<D>(outside);
+    for (int i = 0; i < D; ++i) {
+      const int other = __shfl_sync(kAll, own, i, D);
+      repeated |= i < lane && used && other == own;
+      v[i] = used && i < d && lane <= i ? source.gathered(other, own) : i == lane ? T(1) : T(0);
     }
-    const Pivots<T> own = eliminate_columns(v, buffers[matrix], [](int, T, const T*) {});
-    const int failed = outside ? kOutside : own.failed;
-    if (exists && lane == 0) to.info[b] = failed;
-    if (to.logdet != nullptr) {
-      const double sum = warp_sum<D>(log(static_cast<double>(own.pivot)));
-      if (exists && lane == 0) to.logdet[b] = failed ? not_a_number<T>() : static_cast<T>(sum);
-    }
-    if (to.factor != nullptr && used) {
-      T* const row = to.factor + b * d * d + lane;
+    // The second place of a variable ends its matrix, whatever rounding would make of that pivot.
 #pragma unroll
-      for (int i = 0; i < D; ++i) {
-        if (i < d) row[i * d] = lane > i ? T(0) : failed ? not_a_number<T>() : v[i] * own.inverse;
-      }
+    for (int i = 0; i < D; ++i) v[i] = i == lane && repeated ? not_a_number<T>() : v[i];
+    outside = lanes_any<D>(outside);
+  }
+  const Pivots<T> own = eliminate_columns(v, buffers[matrix], [](int, T, const T*) {});
+  const int failed = outside ? kOutside : own.failed;
+  if (exists && lane == 0) to.info[b] = failed;
+  if (to.logdet != nullptr) {
+    const double sum = warp_sum<D>(log(static_cast<double>(own.pivot)));
+    if (exists && lane == 0) to.logdet[b] = failed ? not_a_number<T>() : static_cast<T>(sum);
+  }
+  if (to.factor != nullptr && used) {
+    T* row = to.factor + b * d * d + lane;
+#pragma unroll
+    for (int i = 0; i < D; ++i, row += d) {
+      if (i < d) *row = lane > i ? T(0) : failed ? not_a_number<T>() : v[i] * own.inverse;
     }
-    __syncwarp();  // all lanes have read the last column
   }
 }
 
@@ -147,10 +145,16 @@ int64_t chunk(int64_t count, int64_t d) {
 
 template <class T, int D>
 cudaError_t run_warps(const Source<T>& source, const Results<T>& to, void* stream) {
+  constexpr int kMatrices = kWarps * 32 / D;
   const auto cholesky_in_warps = warp_kernel<T, D>;
-  INFOSLICE_LAUNCH(cholesky_in_warps, grid(divide_up(source.count, kWarps * 32 / D)), kWarps * 32,
-                   0, stream, source, to);
-  return cudaGetLastError();
+  cudaError_t error = cudaSuccess;
+  for (int64_t first = 0; first < source.count && error == cudaSuccess;
+       first += kMaxGrid * kMatrices) {
+    INFOSLICE_LAUNCH(cholesky_in_warps, grid(divide_up(source.count - first, kMatrices)),
+                     kWarps * 32, 0, stream, source, first, to);
+    error = cudaGetLastError();
+  }
+  return error;
 }
 
 template <class T, bool kPanels>

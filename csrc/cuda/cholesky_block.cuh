@@ -129,11 +129,15 @@ __device__ void apply_panel(const Strips<T>& m, const Triangle<T>& triangle, int
   __syncthreads();
 }
 
-/// kPanels: whether there is more than one. If not, fewer registers will do.
+/// Blocks that share a multiprocessor: fewer registers will do for one panel.
 template <class T, bool kPanels>
-__global__ void __launch_bounds__(kThreads, kPanels          ? 2
-                                            : sizeof(T) == 4 ? 4
-                                                             : 3)
+constexpr int kResident = kPanels          ? 1
+                          : sizeof(T) == 4 ? 4
+                                           : 2;
+
+/// kPanels: whether there is more than one.
+template <class T, bool kPanels>
+__global__ void __launch_bounds__(kThreads, kResident<T, kPanels>)
     block_kernel(const Source<T> source, Results<T> to) {
   INFOSLICE_DYNAMIC_SHARED(unsigned char, shared);
   const int d = static_cast<int>(source.d), thread = static_cast<int>(threadIdx.x);

@@ -41,7 +41,7 @@ __device__ void factor_diagonal(const Batch<T>& m, int64_t b, int64_t q, int wid
 
 /// Rows [p + width, end) of the panel of `width` columns at p.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 3)
     solve_kernel(const Batch<T> m, int64_t p, int width, int64_t end, const int32_t* info) {
   __shared__ Triangle<T> triangle;
   for (int64_t b = blockIdx.y; b < m.count; b += gridDim.y) {

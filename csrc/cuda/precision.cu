@@ -15,54 +15,52 @@ namespace {
 
 // ---- in registers -------------------------------------------------------------------------------
 
+/// Matrices from `first` on, as many as the grid has room for.
 template <class T, int D>
 __global__ void __launch_bounds__(kWarps * 32)
-    warp_kernel(const T* a, int64_t batch, int d, int block, T* blocks, int32_t* info) {
+    warp_kernel(const T* a, int64_t first, int64_t batch, int d, int block, T* blocks,
+                int32_t* info) {
   constexpr int kMatrices = kWarps * 32 / D;  // of a CUDA block
   __shared__ ColumnBuffer<double, D> buffers[kMatrices];
   __shared__ double inverses[kMatrices][D][D + 1];  // W'
   const int matrix = static_cast<int>(threadIdx.x) / D, lane = static_cast<int>(threadIdx.x) % D;
   double (*const w)[D + 1] = inverses[matrix];
-  for (int64_t first = int64_t{blockIdx.x} * kMatrices; first < batch;
-       first += int64_t{gridDim.x} * kMatrices) {
-    const int64_t b = first + matrix;
-    const bool exists = b < batch;
-    const T* const from = a + b * d * d + lane;
-    double v[D], x[D];
+  const int64_t b = first + int64_t{blockIdx.x} * kMatrices + matrix;
+  const bool exists = b < batch;
+  const T* from = a + b * d * d + lane;
+  double v[D], x[D];
 #pragma unroll
-    for (int i = 0; i < D; ++i) {
-      x[i] = i == lane ? 1.0 : 0.0;
-      v[i] = exists && i < d && lane <= i ? static_cast<double>(from[i * d]) : x[i];
-    }
-    const int failed =
-        eliminate_columns(v, buffers[matrix], [&](int j, double inverse, const double* column) {
-          x[j] *= inverse;
-          const double factor = x[j] * inverse;
-#pragma unroll
-          for (int i = 0; i < D; ++i) {
-            if (i > j) x[i] -= factor * column[i];
-          }
-        }).failed;
-#pragma unroll
-    for (int i = 0; i < D; ++i) w[lane][i] = x[i];
-    __syncwarp();
-    T* const to = blocks + b * d * block;
-    const int values = exists ? d * block : 0;
-    bool overflow = false;
-    for (int e = lane; e < values; e += D) {
-      const int i = e / block, j = i / block * block + e % block;
-      double sum = 0;
-      for (int k = i > j ? i : j; k < d; ++k) sum += w[i][k] * w[j][k];
-      to[e] = static_cast<T>(sum);
-      overflow |= !isfinite(to[e]);
-    }
-    overflow = lanes_any<D>(overflow);
-    if (failed != 0 || overflow) {
-      for (int e = lane; e < values; e += D) to[e] = not_a_number<T>();
-    }
-    if (exists && lane == 0) info[b] = failed != 0 ? failed : overflow ? d + 1 : 0;
-    __syncwarp();  // W and the last column have been read
+  for (int i = 0; i < D; ++i, from += d) {
+    x[i] = i == lane ? 1.0 : 0.0;
+    v[i] = exists && i < d && lane <= i ? static_cast<double>(*from) : x[i];
   }
+  const int failed =
+      eliminate_columns(v, buffers[matrix], [&](int j, double inverse, const double* column) {
+        x[j] *= inverse;
+        const double factor = x[j] * inverse;
+#pragma unroll
+        for (int i = 0; i < D; ++i) {
+          if (i > j) x[i] -= factor * column[i];
+        }
+      }).failed;
+#pragma unroll
+  for (int i = 0; i < D; ++i) w[lane][i] = x[i];
+  __syncwarp();
+  T* const to = blocks + b * d * block;
+  const int values = exists ? d * block : 0;
+  bool overflow = false;
+  for (int e = lane; e < values; e += D) {
+    const int i = e / block, j = i / block * block + e % block;
+    double sum = 0;
+    for (int k = i > j ? i : j; k < d; ++k) sum += w[i][k] * w[j][k];
+    to[e] = static_cast<T>(sum);
+    overflow |= !isfinite(to[e]);
+  }
+  overflow = lanes_any<D>(overflow);
+  if (failed != 0 || overflow) {
+    for (int e = lane; e < values; e += D) to[e] = not_a_number<T>();
+  }
+  if (exists && lane == 0) info[b] = failed != 0 ? failed : overflow ? d + 1 : 0;
 }
 
 // ---- global memory ------------------------------------------------------------------------------
@@ -168,10 +166,16 @@ int64_t chunk(int64_t batch, int64_t d) {
 template <class T, int D>
 cudaError_t run_warps(const T* a, int64_t batch, int64_t d, int64_t block, T* blocks, int32_t* info,
                       void* stream) {
+  constexpr int kMatrices = kWarps * 32 / D;
   const auto precision_in_warps = warp_kernel<T, D>;
-  INFOSLICE_LAUNCH(precision_in_warps, grid(divide_up(batch, kWarps * 32 / D)), kWarps * 32, 0,
-                   stream, a, batch, static_cast<int>(d), static_cast<int>(block), blocks, info);
-  return cudaGetLastError();
+  cudaError_t error = cudaSuccess;
+  for (int64_t first = 0; first < batch && error == cudaSuccess; first += kMaxGrid * kMatrices) {
+    INFOSLICE_LAUNCH(precision_in_warps, grid(divide_up(batch - first, kMatrices)), kWarps * 32, 0,
+                     stream, a, first, batch, static_cast<int>(d), static_cast<int>(block), blocks,
+                     info);
+    error = cudaGetLastError();
+  }
+  return error;
 }
 
 template <class T>

@@ -19,7 +19,7 @@ int main(int count, char** arguments) {
     if (const int64_t d = std::atoll(arguments[i])) orders.push_back(d);
   }
   if (orders.empty() && kThreads) orders = {9, 33};
-  if (orders.empty()) orders = {1, 2, 8, 9, 17, 31, 32, 33, 64, 65};
+  if (orders.empty()) orders = {1, 2, 8, 9, 17, 31, 32, 33, 64, 65, 130};
   const std::pair<std::string, std::function<bool()>> checks[] = {
       {"cholesky", [&] { return check_cholesky(orders); }},
       {"covariance", check_covariance},

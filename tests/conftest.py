@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from emulation import load_emu
+from infoslice import ops
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,6 +37,18 @@ def _seed() -> None:
 def emu(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The module _emu: the CUDA kernels on the emulation, as functions of NumPy arrays."""
     return load_emu(tmp_path_factory.mktemp("emu"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        reason = "no CUDA device, or a torch without CUDA"
+    elif not ops.build_info()["cuda"]:
+        reason = "infoslice was built without its CUDA kernels"
+    else:
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

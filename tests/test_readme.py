@@ -69,6 +69,8 @@ def test_ci_runs_the_two_commands_of_the_readme():
         r"clang-format --dry-run --Werror$",
         r"^step .* sanitized$",
         r"-DINFOSLICE_SANITIZE=address,undefined$",
+        r'^step .* env CMAKE_ARGS=-DINFOSLICE_WERROR=ON bash -c "\$tests"$',
+        r"^step .* cuda_built$",
     ],
 )
 def test_ci_runs_every_check(check):

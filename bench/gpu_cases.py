@@ -94,15 +94,7 @@ def first_rows(result: Any, some: int) -> torch.Tensor:
     return (result if isinstance(result, torch.Tensor) else result[0])[:some]
 
 
-# The op, and, where the device takes them, the Hopper kernels, as if they were the op.
-Route = Callable[..., Any]
-
-
-def routes(place: Place) -> dict[str, Route]:
-    found: dict[str, Route] = {"": ops.covariance}
-    if place.device == "cuda" and hopper.works():
-        found[", TMA and wgmma"] = hopper.covariance
-    return found
+Route = Callable[..., Any]  # ops.covariance, or kernels as if they were the op
 
 
 def nchw_contest(place: Place, shape: tuple[int, ...], dtype: torch.dtype, route: Route) -> Contest:
@@ -119,9 +111,7 @@ def nchw_contest(place: Place, shape: tuple[int, ...], dtype: torch.dtype, route
     return Contest(entrants, expected, 4e-6, partial(first_rows, some=some))
 
 
-def rows_contest(
-    place: Place, n: int, channels: int, dtype: torch.dtype, route: Route = ops.covariance
-) -> Contest:
+def rows_contest(place: Place, n: int, channels: int, dtype: torch.dtype, route: Route) -> Contest:
     x, some = place.randn(n, channels, dtype=dtype), 64
     covariance, products = moments(x, -1, some)
     entrants: dict[str, Any] = {OURS: lambda: route(x)}
@@ -157,46 +147,51 @@ def patch_contest(place: Place, shape: tuple[int, ...], dtype: torch.dtype) -> C
     return Contest(entrants, expected, 4e-6, partial(first_rows, some=some))
 
 
-def covariance_cases(place: Place) -> list[Case]:
+def bfloat16_cases(place: Place, route: Route, suffix: str = "") -> list[Case]:
     cases = []
     for shape in [(256, 64, 56, 56), (256, 128, 28, 28), (256, 256, 28, 28), (256, 512, 14, 14)]:
         shape = (2, 32, 5, 5) if place.tiny else shape
         n, c = math.prod(shape) // shape[1], shape[1]
-        cases += [
+        cases.append(
             Case(
                 f"covariance {list(shape)} bfloat16{suffix}", (OURS, TORCH_COV, COPY),
                 partial(nchw_contest, place, shape, BF16, route), goals={TORCH_COV: 4, COPY: 0.5},
                 flops=n * c * c, bytes=2.0 * n * c, dtype=BF16,
             )
-            for suffix, route in routes(place).items()
-        ]  # fmt: skip
+        )  # fmt: skip
     n, c = place.size(65536, 200), place.size(4096, 96)
-    cases += [
+    cases.append(
         Case(
             f"covariance [{n}, {c}] bfloat16{suffix}", (OURS, UPCAST, GEMM),
             partial(rows_contest, place, n, c, BF16, route), goals={UPCAST: 8, GEMM: 1.2},
             flops=n * c * c, bytes=2.0 * n * c + 4.0 * c * c, dtype=BF16,
         )
-        for suffix, route in routes(place).items()
-    ]  # fmt: skip
-    c = place.size(1024, 80)
-    cases.append(
-        Case(
-            f"covariance [{n}, {c}] float32", (OURS, TORCH_COV),
-            partial(rows_contest, place, n, c, F32), goals={TORCH_COV: 2},
-            flops=n * c * c, bytes=4.0 * n * c + 4.0 * c * c,
-        )
-    )  # fmt: skip
-    shape = (2, 8, 6, 6) if place.tiny else (64, 64, 28, 28)
-    n, c = shape[0] * shape[2] * shape[3], 9 * shape[1]
-    cases.append(
-        Case(
-            f"patch_covariance {list(shape)} 3x3 bfloat16", (OURS, UNFOLD),
-            partial(patch_contest, place, shape, BF16), flops=n * c * c,
-            bytes=2.0 * math.prod(shape) + 4.0 * c * c, dtype=BF16,
-        )
     )  # fmt: skip
     return cases
+
+
+def hopper_cases(place: Place) -> list[Case]:
+    there = place.device == "cuda" and hopper.works()
+    return bfloat16_cases(place, hopper.covariance, ", TMA and wgmma") if there else []
+
+
+def covariance_cases(place: Place) -> list[Case]:
+    n, c = place.size(65536, 200), place.size(1024, 80)
+    shape = (2, 8, 6, 6) if place.tiny else (64, 64, 28, 28)
+    patches, variables = math.prod(shape) // shape[1], 9 * shape[1]
+    return [
+        *bfloat16_cases(place, ops.covariance),
+        Case(
+            f"covariance [{n}, {c}] float32", (OURS, TORCH_COV),
+            partial(rows_contest, place, n, c, F32, ops.covariance), goals={TORCH_COV: 2},
+            flops=n * c * c, bytes=4.0 * n * c + 4.0 * c * c,
+        ),
+        Case(
+            f"patch_covariance {list(shape)} 3x3 bfloat16", (OURS, UNFOLD),
+            partial(patch_contest, place, shape, BF16), flops=patches * variables**2,
+            bytes=2.0 * math.prod(shape) + 4.0 * variables**2, dtype=BF16,
+        ),
+    ]  # fmt: skip
 
 
 # -- matrices --------------------------------------------------------------------------------------
@@ -441,4 +436,5 @@ GROUPS: dict[str, Callable[[Place], list[Case]]] = {
     "information": information_cases,
     "greedy": greedy_cases,
     "slicing": slicing_cases,
+    "hopper": hopper_cases,
 }

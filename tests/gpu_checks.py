@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,9 @@ class Cuda(Machine):
         slept = torch.cuda.Event()
         self._sleep()
         slept.record()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this mode of torch's does not see everything
+            torch.cuda.set_sync_debug_mode("error")
         try:
             yield
             waited = slept.query()

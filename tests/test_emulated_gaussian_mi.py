@@ -251,7 +251,7 @@ def test_one_bad_matrix_does_not_touch_the_others(emu, name, bad, spd):
 
 def test_never_negative(emu):
     for scale in [1e-9, 1e-5, 1.0]:
-        cross = scale * torch.randn(20, 12, 12, dtype=torch.float64) / 12
+        cross = scale * torch.randn(4, 12, 12, dtype=torch.float64) / 12
         cov = torch.eye(12, dtype=torch.float64) + cross @ cross.mT
         for name in EVERY:
             nats, info = information(emu, name, cov, list(range(8)), list(range(8, 12)), 4)
@@ -275,7 +275,7 @@ def test_results_do_not_depend_on_the_schedule(emu, name, dtype, spd):
     cov, x, y = spd(60, 100.0, (3,)).to(dtype), list(range(40)), list(range(40, 60))
     for group_size in (1, 2, 20):
         first = information(emu, name, cov, x, y, group_size)
-        for seed in range(1, 4):
+        for seed in range(1, 3):
             again = information(emu, name, cov, x, y, group_size, seed=seed)
             assert torch.equal(first[0], again[0])
             assert torch.equal(first[1], again[1])

@@ -102,7 +102,7 @@ struct SampleBatch {
   }
 };
 
-// CUDA, compute capability 8.0 or more; the patch forms have no CUDA body.
+// CUDA, compute capability 8.0 or more.
 //
 // A block reads two tiles of variables once over a stretch of the samples, shifts, sums and
 // multiplies them; of a covariance only the tiles of the lower triangle. A second kernel adds the
@@ -122,6 +122,9 @@ struct SampleBatch {
 // average (1e-150 to 1e150 for double inputs) and are not all zero; entries that the output type
 // cannot hold.
 //
+// Patches. An element is read at the sum of its variable's and its sample's place in the image, or is
+// zero where that lies outside; the products are the same.
+//
 // Memory: the workspace. 4 bytes (8 for double inputs) for each entry of the tiles of each stretch,
 // and 16 for each variable of each stretch. A stretch is as long as keeps the device busy: few
 // variables have one for each multiprocessor (tens of megabytes at most), thousands have one, two
@@ -135,6 +138,13 @@ size_t covariance_workspace(const SampleBatch& x, const SampleBatch* y);
 template <class T, class Out>
 int covariance(const SampleBatch& x, const SampleBatch* y, int64_t correction, Out* cov,
                Out* mean_x, Out* mean_y, void* workspace, void* stream);
+
+// y as patches of kernels of one pixel.
+template <class T>
+size_t patch_covariance_workspace(const Patches& x, const Patches* y);
+template <class T, class Out>
+int patch_covariance(const Patches& x, const Patches* y, int64_t correction, Out* cov, Out* mean_x,
+                     Out* mean_y, void* workspace, void* stream);
 
 }  // namespace cuda
 }  // namespace infoslice

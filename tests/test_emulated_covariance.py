@@ -153,6 +153,48 @@ def test_batches(emu, dtype, shape, channel):
     check(emu, x, x.flip(channel), channel=channel, batch=batch, correction=0)
 
 
+GEOMETRIES = {  # kernel, stride, padding, dilation
+    "3x3": ((3, 3), (1, 1), (1, 1), (1, 1)),
+    "strided": ((3, 2), (2, 3), (0, 1), (1, 1)),
+    "dilated": ((2, 3), (1, 2), (3, 2), (2, 3)),
+    "mostly padding": ((5, 5), (4, 4), (6, 7), (1, 1)),
+    "a pixel": ((1, 1), (1, 1), (0, 0), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "cropped"])
+def test_patches(emu, dtype, geometry, layout):
+    kernel, stride, padding, dilation = GEOMETRIES[geometry]
+    x = (torch.randn(2, 9, 8, 11, dtype=torch.float64) + 3).to(dtype)
+    if layout == "channels last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif layout == "cropped":
+        x = x[:, 1:7, 2:, 1:-1]
+    unfolded = torch.nn.functional.unfold(x.double(), kernel, dilation, padding, stride)
+    left = unfolded.movedim(1, -1).reshape(-1, unfolded.shape[1])
+    places = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
+    ]
+    y = (torch.randn(2, 5, *places, dtype=torch.float64) - 4).to(dtype)
+    y[:, 0] += y[:, 1]
+    for other in (None, y, y.contiguous(memory_format=torch.channels_last)):
+        right = left if other is None else y.double().movedim(1, -1).reshape(-1, 5)
+        name = str(dtype).removeprefix("torch.")
+        args = (name, True, [*kernel, *stride, *padding, *dilation], 1, len(geometry))
+        cov, mean_x, mean_y, _ = emu.patch_covariance(
+            raw(x), None if other is None else raw(other), *args
+        )
+        expected = (left - left.mean(0)).T @ (right - right.mean(0)) / (len(left) - 1)
+        error = (torch.from_numpy(cov) - expected).abs().max().item()
+        assert error <= BOUND[dtype] * left.var(0).max().sqrt() * right.var(0).max().sqrt()
+        assert (torch.from_numpy(mean_x) - left.mean(0)).abs().max() <= BOUND[dtype] * 8
+        if other is not None:
+            assert (torch.from_numpy(mean_y) - right.mean(0)).abs().max() <= BOUND[dtype] * 8
+
+
 def test_no_items_no_launch(emu):
     cov, mean, _ = covariance(emu, torch.empty(0, 5, 3), batch=1)
     assert cov.shape == (0, 3, 3)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <tuple>
 
 #include "bindings/cuda_kernels.h"
 #include "bindings/host.h"
@@ -154,13 +155,25 @@ SampleBatch sample_batch(const Tensor& x, const Layout& layout, const Tensor* ot
   return batch;
 }
 
+// The bodies for one kind of input, of elements of type T.
+template <class T>
+auto cuda_bodies(const Call& call, const SampleBatch&) {
+  const auto& cuda = call.cuda_kernels().covariance_of<T>();
+  return std::make_tuple(cuda.workspace, cuda.to_float32, cuda.to_float64);
+}
+template <class T>
+auto cuda_bodies(const Call& call, const Patches&) {
+  const auto& cuda = call.cuda_kernels().covariance_of<T>();
+  return std::make_tuple(cuda.patch_workspace, cuda.patches_to_float32, cuda.patches_to_float64);
+}
+
 // y and mean_y: null for the covariance of x. What is not finite is told by NaN in the results.
-void run_on_cuda(Call& call, const SampleBatch& x, const SampleBatch* y, int64_t correction,
-                 const Tensor& cov, const Tensor& mean_x, const Tensor* mean_y) {
+template <class Input>
+void run_on_cuda(Call& call, const Input& x, const Input* y, int64_t correction, const Tensor& cov,
+                 const Tensor& mean_x, const Tensor* mean_y) {
   with_element(call.tensor(0).dtype, [&](auto element) {
-    using T = decltype(element);
-    const auto& cuda = call.cuda_kernels().covariance_of<T>();
-    const auto doubles = static_cast<int64_t>((cuda.workspace(x, y) + 7) / 8);
+    const auto [workspace_bytes, to_float32, to_float64] = cuda_bodies<decltype(element)>(call, x);
+    const auto doubles = static_cast<int64_t>((workspace_bytes(x, y) + 7) / 8);
     const Tensor workspace = call.empty(Dtype::float64, {doubles});
     call.start();
     const auto run = [&](auto body, auto out) {
@@ -168,7 +181,7 @@ void run_on_cuda(Call& call, const SampleBatch& x, const SampleBatch* y, int64_t
       call.check_launch(body(x, y, correction, cov.as<Out>(), mean_x.as<Out>(),
                              mean_y ? mean_y->as<Out>() : nullptr, workspace.data, call.stream()));
     };
-    cov.dtype == Dtype::float64 ? run(cuda.to_float64, double{}) : run(cuda.to_float32, float{});
+    cov.dtype == Dtype::float64 ? run(to_float64, double{}) : run(to_float32, float{});
   });
 }
 
@@ -190,8 +203,8 @@ void covariance(Call& call) {
   call.give(mean);
   if (layout.batch.product() == 0) return;
   if (call.on_cuda())
-    return run_on_cuda(call, sample_batch(x, layout, nullptr), nullptr, call.integer(3), cov, mean,
-                       nullptr);
+    return run_on_cuda<SampleBatch>(call, sample_batch(x, layout, nullptr), nullptr,
+                                    call.integer(3), cov, mean, nullptr);
   const std::vector<Samples> items = batched(x, layout, nullptr);
   call.start();
   const auto run = [&](auto element, auto out) {
@@ -231,8 +244,8 @@ void cross_covariance(Call& call) {
   if (layout.batch.product() == 0) return;
   if (call.on_cuda()) {
     const SampleBatch right = sample_batch(y, layout, &x);
-    return run_on_cuda(call, sample_batch(x, layout, &y), &right, call.integer(4), cov, mean_x,
-                       &mean_y);
+    const SampleBatch left = sample_batch(x, layout, &y);
+    return run_on_cuda<SampleBatch>(call, left, &right, call.integer(4), cov, mean_x, &mean_y);
   }
   const std::vector<Samples> xs = batched(x, layout, &y), ys = batched(y, layout, &x);
   call.start();
@@ -303,6 +316,25 @@ Patches patches_of(const Call& call, int first) {
   return p;
 }
 
+// y [N, Cy, H, W], or [N, Cy, L], as patches of one pixel.
+Patches pixels_of(const Tensor& y) {
+  Patches p{};
+  p.data = y.data;
+  p.images = y.sizes[0];
+  p.channels = y.sizes[1];
+  p.image_stride = y.strides[0];
+  p.channel_stride = y.strides[1];
+  for (int d = 0; d < 2; ++d) {
+    const int dim = y.dims() - 2 + d;
+    const bool has = dim >= 2;
+    p.size[d] = p.out[d] = has ? y.sizes[dim] : 1;
+    p.pixel_stride[d] = has ? y.strides[dim] : 0;
+    p.kernel[d] = p.step[d] = p.dilation[d] = 1;
+    p.padding[d] = 0;
+  }
+  return p;
+}
+
 void patch_covariance(Call& call) {
   const Tensor& x = call.tensor(0);
   const Dtype dtype = result_dtype(call, 6);
@@ -313,6 +345,8 @@ void patch_covariance(Call& call) {
   const Tensor mean = call.empty(dtype, {variables});
   call.give(cov);
   call.give(mean);
+  if (call.on_cuda())
+    return run_on_cuda<Patches>(call, patches, nullptr, call.integer(5), cov, mean, nullptr);
   call.start();
   const auto run = [&](auto element, auto out) {
     using Out = decltype(out);
@@ -339,9 +373,6 @@ void patch_cross_covariance(Call& call) {
     call.value_error(1, "the output positions of x, [N, Cy, ...] like " + to_string(expected),
                      "shape " + to_string(y.sizes));
   check_samples(call, patches.count(), 6);
-  std::vector<int> axes{0};
-  for (int d = 2; d < y.dims(); ++d) axes.push_back(d);
-  const Samples samples = samples_of(y, 1, axes, nullptr);
 
   const int64_t rows = patches.variables(), columns = y.sizes[1];
   const Tensor cov = call.empty(dtype, {rows, columns});
@@ -350,6 +381,13 @@ void patch_cross_covariance(Call& call) {
   call.give(cov);
   call.give(mean_x);
   call.give(mean_y);
+  if (call.on_cuda()) {
+    const Patches right = pixels_of(y);
+    return run_on_cuda<Patches>(call, patches, &right, call.integer(6), cov, mean_x, &mean_y);
+  }
+  std::vector<int> axes{0};
+  for (int d = 2; d < y.dims(); ++d) axes.push_back(d);
+  const Samples samples = samples_of(y, 1, axes, nullptr);
   call.start();
   const auto run = [&](auto element, auto out) {
     using Out = decltype(out);
@@ -377,11 +415,11 @@ const Op cross_covariance_op(
 const Op patch_covariance_op(
     "patch_covariance(Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation,"
     " int correction, ScalarType? dtype) -> (Tensor, Tensor)",
-    patch_covariance);
+    patch_covariance, Bodies::cpu_and_cuda);
 const Op patch_cross_covariance_op(
     "patch_cross_covariance(Tensor x, Tensor y, int[] kernel_size, int[] stride, int[] padding,"
     " int[] dilation, int correction, ScalarType? dtype) -> (Tensor, Tensor, Tensor)",
-    patch_cross_covariance);
+    patch_cross_covariance, Bodies::cpu_and_cuda);
 
 }  // namespace
 }  // namespace infoslice

@@ -25,8 +25,10 @@ constexpr CudaKernelsOf<T> kernels_of{cuda::cholesky<T>,
                                       cuda::obs_elimination<T>};
 
 template <class T>
-constexpr CovarianceOf<T> covariance_of{cuda::covariance_workspace<T>, cuda::covariance<T, float>,
-                                        cuda::covariance<T, double>};
+constexpr CovarianceOf<T> covariance_of{
+    cuda::covariance_workspace<T>,    cuda::covariance<T, float>,
+    cuda::covariance<T, double>,      cuda::patch_covariance_workspace<T>,
+    cuda::patch_covariance<T, float>, cuda::patch_covariance<T, double>};
 
 template <class T>
 constexpr InformationOf<T> information_of{cuda::marginal_mi<T>, cuda::conditional_mi<T>,

@@ -33,6 +33,9 @@ struct CovarianceOf {  // of inputs of type T
   decltype(&cuda::covariance_workspace<T>) workspace;
   decltype(&cuda::covariance<T, float>) to_float32;
   decltype(&cuda::covariance<T, double>) to_float64;
+  decltype(&cuda::patch_covariance_workspace<T>) patch_workspace;
+  decltype(&cuda::patch_covariance<T, float>) patches_to_float32;
+  decltype(&cuda::patch_covariance<T, double>) patches_to_float64;
 };
 
 template <class T>

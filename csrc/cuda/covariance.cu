@@ -19,25 +19,29 @@ constexpr int64_t kOverhead = 300;  // what a task costs beside its samples, in 
 constexpr int kPilots = 8;
 
 /// Shared memory of a block: what it multiplies and what it reads next, in turns.
-template <class Math>
+template <class Math, class Source>
 struct Shared {
-  typename Math::Stage stages[2][2];    // [turn][side]
-  int64_t offsets[2][2][Math::kDepth];  // [turn][side][sample]
+  typename Math::Stage stages[2][2];                   // [turn][side]
+  typename Source::Place samples[2][2][Math::kDepth];  // [turn][side][sample]
+  typename Source::Place variables[2][Math::kTile];
   typename Math::Element pilots[2][Math::kTile];
 };
 
 /// x and y, or x twice.
+template <class Source>
 struct Inputs {
-  View side[2];
+  Source side[2];
 };
 
-/// The pilot of the variable at `from`: the sample nearest the mean of eight, or zero if that will
+/// The pilot of a variable: the sample nearest the mean of eight, or zero if that will
 /// do and is preferred.
-template <bool kPrefersZero, class T>
-__device__ inline T choose_pilot(const View& view, const T* from, int64_t n) {
+template <bool kPrefersZero, class Source, class T>
+__device__ inline T choose_pilot(const Source& source, const T* from,
+                                 typename Source::Place variable, int64_t n) {
   T values[kPilots];
 #pragma unroll
-  for (int s = 0; s < kPilots; ++s) values[s] = from[view.samples.offset(s * n / kPilots)];
+  for (int s = 0; s < kPilots; ++s)
+    values[s] = source.read(from, variable, source.sample(s * n / kPilots));
   auto mean = widened(values[0]) / kPilots;
 #pragma unroll
   for (int s = 1; s < kPilots; ++s) mean += widened(values[s]) / kPilots;
@@ -53,13 +57,13 @@ __device__ inline T choose_pilot(const View& view, const T* from, int64_t n) {
 }
 
 /// What a block holds of one side of a product: a tile on its way from memory to shared memory.
-template <class Math>
+template <class Math, class Source>
 struct Side {
   using T = typename Math::Element;
   using Load = Loader<T, Math::kTile, Math::kDepth, Math::kVector, Math::kAlongSamples>;
 
-  __device__ __forceinline__ void load(int samples, const int64_t* offsets) {
-    tile.load(from, view->stride, view->vectors, variables, samples, offsets, pilots);
+  __device__ __forceinline__ void load(const typename Source::Place* places, int samples) {
+    tile.load(*source, from, variable_places, variables, places, samples, pilots);
   }
   __device__ __forceinline__ bool put(typename Math::Stage& stage, bool shifted) const {
     bool parted = false;
@@ -72,23 +76,25 @@ struct Side {
     return parted;
   }
 
-  const View* view;
-  const T* from;  // the first variable of the tile, of this batch item
+  const Source* source;
+  const T* from;  // this batch item
+  const typename Source::Place* variable_places;
   int variables;
   const T* pilots;
   Load tile;
 };
 
-template <class Math>
+template <class Math, class Source>
 __global__ void __launch_bounds__(kThreads, Math::kBlocks)
-    products_kernel(const __grid_constant__ Inputs inputs, const __grid_constant__ Plan plan,
-                    Parts<typename Math::Accumulator> parts) {
+    products_kernel(const __grid_constant__ Inputs<Source> inputs,
+                    const __grid_constant__ Plan plan, Parts<typename Math::Accumulator> parts) {
   using T = typename Math::Element;
   using A = typename Math::Accumulator;
   constexpr int kTile = Math::kTile, kDepth = Math::kDepth;
   static_assert(2 * kTile <= kThreads && kSplit % Math::kPromote == 0 &&
                 Math::kPromote % kDepth == 0);
-  INFOSLICE_DYNAMIC_SHARED(Shared<Math>, shared);
+  using Memory = Shared<Math, Source>;
+  INFOSLICE_DYNAMIC_SHARED(Memory, shared);
   const int thread = static_cast<int>(threadIdx.x);
   for (int64_t task = blockIdx.x; task < plan.tasks(); task += gridDim.x) {
     const int64_t which = task % plan.tiles, part = task / plan.tiles;  // part: item and split
@@ -98,11 +104,11 @@ __global__ void __launch_bounds__(kThreads, Math::kBlocks)
     const bool same = plan.symmetric && i == j;  // both sides of the product are one tile
     const int64_t begin = split * plan.length;
     const int64_t end = begin + plan.length < plan.samples ? begin + plan.length : plan.samples;
-    Side<Math> x{}, y{};
-    const auto start = [&](Side<Math>& side, int s, int64_t v0) {
-      const View& view = inputs.side[s];
-      side.view = &view;
-      side.from = static_cast<const T*>(view.data) + view.items.offset(item) + v0 * view.stride;
+    Side<Math, Source> x{}, y{};
+    const auto start = [&](Side<Math, Source>& side, int s, int64_t v0) {
+      side.source = &inputs.side[s];
+      side.from = static_cast<const T*>(side.source->data) + side.source->item(item);
+      side.variable_places = shared->variables[s];
       const int64_t left = plan.variables[s] - v0;
       side.variables = static_cast<int>(left < kTile ? left : kTile);
       side.pilots = shared->pilots[s];
@@ -122,17 +128,20 @@ __global__ void __launch_bounds__(kThreads, Math::kBlocks)
 
     __syncthreads();  // the task before is over
     T pilot{};
-    if (used)
-      pilot = choose_pilot<Math::kPrefersZero>(
-          inputs.side[own_side],
-          (own_side == 0 ? x.from : y.from) + own * inputs.side[own_side].stride, plan.samples);
+    if (used) {
+      const Source& source = inputs.side[own_side];
+      const typename Source::Place place = source.variable(own_variable);
+      pilot = choose_pilot<Math::kPrefersZero>(source, own_side == 0 ? x.from : y.from, place,
+                                               plan.samples);
+      shared->variables[own_side][own] = place;
+    }
     if (own_side < 2) shared->pilots[own_side][own] = pilot;
     if (tells && split == 0)
       parts.pilots[plan.pilots_at(own_side, item) + own_variable] = widened(pilot);
     const auto locate = [&](int64_t k, int turn) {  // the samples from k on
       if (thread < 2 * kDepth)
-        shared->offsets[turn][thread / kDepth][thread % kDepth] =
-            inputs.side[thread / kDepth].samples.offset(k + thread % kDepth);
+        shared->samples[turn][thread / kDepth][thread % kDepth] =
+            inputs.side[thread / kDepth].sample(k + thread % kDepth);
     };
     locate(begin, 0);
     const bool shifted = __syncthreads_or(widened(pilot) != 0);
@@ -146,8 +155,8 @@ __global__ void __launch_bounds__(kThreads, Math::kBlocks)
     for (int64_t k = begin; k < end + kDepth; k += kDepth, turn ^= 1) {
       if (k < end) {
         const int samples = static_cast<int>(end - k < kDepth ? end - k : kDepth);
-        x.load(samples, shared->offsets[turn][0]);
-        if (!same) y.load(samples, shared->offsets[turn][1]);
+        x.load(shared->samples[turn][0], samples);
+        if (!same) y.load(shared->samples[turn][1], samples);
       }
       locate(k + kDepth, turn ^ 1);
       if (k > begin) {
@@ -199,16 +208,23 @@ int64_t choose_splits(int64_t tasks, int64_t n, int64_t at_once) {
   return best;
 }
 
-cudaError_t make_plan(const SampleBatch& x, const SampleBatch* y, int tile, int blocks,
-                      Plan* plan) {
+int64_t variables_of(const SampleBatch& batch) { return batch.first.variables; }
+int64_t variables_of(const Patches& patches) { return patches.variables(); }
+int64_t samples_of(const SampleBatch& batch) { return batch.first.count(); }
+int64_t samples_of(const Patches& patches) { return patches.count(); }
+int64_t items_of(const SampleBatch& batch) { return batch.items(); }
+int64_t items_of(const Patches&) { return 1; }
+
+template <class Input>
+cudaError_t make_plan(const Input& x, const Input* y, int tile, int blocks, Plan* plan) {
   int device = 0, processors = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
-  const int64_t vx = x.first.variables, vy = y == nullptr ? vx : y->first.variables;
-  plan->samples = x.first.count();
-  plan->items = x.items();
+  const int64_t vx = variables_of(x), vy = y == nullptr ? vx : variables_of(*y);
+  plan->samples = samples_of(x);
+  plan->items = items_of(x);
   plan->variables[0] = vx;
   plan->variables[1] = vy;
   plan->tile = tile;
@@ -259,19 +275,26 @@ bool in_vectors(const SampleBatch& batch, bool along, int64_t count, size_t byte
 }
 
 template <class Math>
-cudaError_t run_products(const SampleBatch& x, const SampleBatch& y, const Plan& plan,
-                         const Parts<typename Math::Accumulator>& parts, void* stream) {
+Strided source_of(const SampleBatch& batch) {
   constexpr int64_t kVector = Math::kVector;
-  constexpr size_t kBytes = sizeof(typename Math::Element) * kVector;
-  const Inputs inputs{{{x, in_vectors(x, Math::kAlongSamples, kVector, kBytes)},
-                       {y, in_vectors(y, Math::kAlongSamples, kVector, kBytes)}}};
-  const auto covariance_products = products_kernel<Math>;
+  return {batch, in_vectors(batch, Math::kAlongSamples, kVector,
+                            sizeof(typename Math::Element) * kVector)};
+}
+template <class Math>
+Unfolded source_of(const Patches& patches) {
+  return Unfolded(patches);
+}
+
+template <class Math, class Source>
+cudaError_t run_products(const Inputs<Source>& inputs, const Plan& plan,
+                         const Parts<typename Math::Accumulator>& parts, void* stream) {
+  const auto covariance_products = products_kernel<Math, Source>;
   const cudaError_t error =
       cudaFuncSetAttribute(covariance_products, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           static_cast<int>(sizeof(Shared<Math>)));
+                           static_cast<int>(sizeof(Shared<Math, Source>)));
   if (error != cudaSuccess) return error;
-  INFOSLICE_LAUNCH(covariance_products, grid(plan.tasks()), kThreads, sizeof(Shared<Math>), stream,
-                   inputs, plan, parts);
+  INFOSLICE_LAUNCH(covariance_products, grid(plan.tasks()), kThreads, sizeof(Shared<Math, Source>),
+                   stream, inputs, plan, parts);
   return cudaGetLastError();
 }
 
@@ -288,16 +311,17 @@ cudaError_t run_finish(const Plan& plan, const Parts<A>& parts, int64_t correcti
   return cudaGetLastError();
 }
 
-template <class Math, class Out>
-int run(const SampleBatch& x, const SampleBatch* y, int64_t correction, Out* cov, Out* mean_x,
-        Out* mean_y, void* workspace, void* stream) {
+template <class Math, class Input, class Out>
+int run(const Input& x, const Input* y, int64_t correction, Out* cov, Out* mean_x, Out* mean_y,
+        void* workspace, void* stream) {
   using A = typename Math::Accumulator;
   Plan plan;
   cudaError_t error = make_plan(x, y, Math::kTile, Math::kBlocks, &plan);
   if (error != cudaSuccess || plan.tasks() == 0) return error;
   const Parts<A> parts = parts_in<A>(workspace, plan);
-  const SampleBatch& right = y == nullptr ? x : *y;
-  error = run_products<Math>(x, right, plan, parts, stream);
+  using Source = decltype(source_of<Math>(x));
+  const Inputs<Source> inputs{{source_of<Math>(x), source_of<Math>(y == nullptr ? x : *y)}};
+  error = run_products<Math>(inputs, plan, parts, stream);
   if (error != cudaSuccess) return error;
   // With few cells, small squares keep the device busy.
   return plan.tiles * plan.items < 8
@@ -321,10 +345,18 @@ auto with_math(const SampleBatch& x, const SampleBatch* y, const F& f) {
   }
 }
 
-}  // namespace
+/// Patches are read along the samples: neighbouring positions see neighbouring pixels.
+template <class T, class F>
+auto with_math(const Patches&, const Patches*, const F& f) {
+  if constexpr (sizeof(T) >= 4) {
+    return f(Simt<T, sizeof(T) == 8 ? 64 : 128, true>());
+  } else {
+    return f(TensorCores<T, 128, true>());
+  }
+}
 
-template <class T>
-size_t covariance_workspace(const SampleBatch& x, const SampleBatch* y) {
+template <class T, class Input>
+size_t workspace_of(const Input& x, const Input* y) {
   return with_math<T>(x, y, [&](auto math) -> size_t {
     using Math = decltype(math);
     Plan plan;
@@ -332,6 +364,18 @@ size_t covariance_workspace(const SampleBatch& x, const SampleBatch* y) {
     if (make_plan(x, y, Math::kTile, Math::kBlocks, &plan) != cudaSuccess) return 0;
     return bytes_of<typename Math::Accumulator>(plan);
   });
+}
+
+}  // namespace
+
+template <class T>
+size_t covariance_workspace(const SampleBatch& x, const SampleBatch* y) {
+  return workspace_of<T>(x, y);
+}
+
+template <class T>
+size_t patch_covariance_workspace(const Patches& x, const Patches* y) {
+  return workspace_of<T>(x, y);
 }
 
 template <class T, class Out>
@@ -342,11 +386,22 @@ int covariance(const SampleBatch& x, const SampleBatch* y, int64_t correction, O
   });
 }
 
-#define INFOSLICE_INSTANTIATE_OUT(T, Out)                                                      \
-  template int covariance<T, Out>(const SampleBatch&, const SampleBatch*, int64_t, Out*, Out*, \
-                                  Out*, void*, void*);
+template <class T, class Out>
+int patch_covariance(const Patches& x, const Patches* y, int64_t correction, Out* cov, Out* mean_x,
+                     Out* mean_y, void* workspace, void* stream) {
+  return with_math<T>(x, y, [&](auto math) {
+    return run<decltype(math)>(x, y, correction, cov, mean_x, mean_y, workspace, stream);
+  });
+}
+
+#define INFOSLICE_INSTANTIATE_OUT(T, Out)                                                          \
+  template int covariance<T, Out>(const SampleBatch&, const SampleBatch*, int64_t, Out*, Out*,     \
+                                  Out*, void*, void*);                                             \
+  template int patch_covariance<T, Out>(const Patches&, const Patches*, int64_t, Out*, Out*, Out*, \
+                                        void*, void*);
 #define INFOSLICE_INSTANTIATE(T)                                                   \
   template size_t covariance_workspace<T>(const SampleBatch&, const SampleBatch*); \
+  template size_t patch_covariance_workspace<T>(const Patches&, const Patches*);   \
   INFOSLICE_INSTANTIATE_OUT(T, float)                                              \
   INFOSLICE_INSTANTIATE_OUT(T, double)
 INFOSLICE_INSTANTIATE(double)

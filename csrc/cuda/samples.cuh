@@ -16,10 +16,10 @@ struct Axes {
     }
   }
 
-  /// Where in memory. No integer division: one of 64 bits is a function call on the device. The
-  /// quotient of an index below 2^53 comes out right or one off.
-  __device__ __forceinline__ int64_t offset(int64_t index) const {
-    int64_t offset = 0;
+  /// f(axis, place on it) for all axes. No integer division: one of 64 bits is a function call on
+  /// the device. The quotient of an index below 2^53 comes out right or one off.
+  template <class F>
+  __device__ __forceinline__ void take_apart(int64_t index, const F& f) const {
     for (int a = count - 1; a > 0; --a) {
       auto quotient = static_cast<int64_t>(static_cast<double>(index) * inverse[a]);
       int64_t rest = index - quotient * axes[a].size;
@@ -30,10 +30,16 @@ struct Axes {
         ++quotient;
         rest -= axes[a].size;
       }
-      offset += rest * axes[a].stride;
+      f(a, rest);
       index = quotient;
     }
-    return count > 0 ? offset + index * axes[0].stride : 0;
+    if (count > 0) f(0, index);
+  }
+  /// Where in memory.
+  __device__ __forceinline__ int64_t offset(int64_t index) const {
+    int64_t offset = 0;
+    take_apart(index, [&](int a, int64_t at) { offset += at * axes[a].stride; });
+    return offset;
   }
 
   Samples::Axis axes[12];
@@ -41,18 +47,89 @@ struct Axes {
   int count;
 };
 
-/// A batch of inputs as a kernel parameter.
-struct View {
-  View(const SampleBatch& batch, bool in_vectors)
+/// A source tells where variables and samples are; an element lies at the sum of both.
+/// Samples in any strides, a batch of them.
+struct Strided {
+  struct Place {
+    int64_t offset;
+  };
+  Strided(const SampleBatch& batch, bool in_vectors)
       : data(batch.first.data),
         stride(batch.first.stride),
         samples(batch.first.axes, batch.first.axes_count),
         items(batch.axes, batch.axes_count),
         vectors(in_vectors) {}
+  __device__ __forceinline__ int64_t item(int64_t i) const { return items.offset(i); }
+  __device__ __forceinline__ Place variable(int64_t v) const { return {v * stride}; }
+  __device__ __forceinline__ Place sample(int64_t k) const { return {samples.offset(k)}; }
+  template <class T>
+  __device__ __forceinline__ T read(const T* from, Place variable, Place sample) const {
+    return from[variable.offset + sample.offset];
+  }
+  __device__ __forceinline__ bool in_vectors() const { return vectors; }
+
   const void* data;
   int64_t stride;  // of variables
   Axes samples, items;
   bool vectors;  // whole vectors lie in memory one after the other and aligned
+};
+
+/// Receptive fields: a place is a pixel too, and outside of the image is zero.
+struct Unfolded {
+  struct Place {
+    int64_t offset, row, column;
+  };
+  explicit Unfolded(const Patches& p)
+      : data(p.data),
+        variables(along(p.channels, p.channel_stride, p.kernel, p.dilation, p), 3),
+        samples(along(p.images, p.image_stride, p.out, p.step, p), 3),
+        size{p.size[0], p.size[1]},
+        dilation{p.dilation[0], p.dilation[1]},
+        step{p.step[0], p.step[1]},
+        padding{p.padding[0], p.padding[1]},
+        origin(-p.padding[0] * p.pixel_stride[0] - p.padding[1] * p.pixel_stride[1]) {}
+  __device__ __forceinline__ int64_t item(int64_t) const { return 0; }
+  __device__ __forceinline__ Place variable(int64_t v) const {
+    Place place{0, 0, 0};
+    variables.take_apart(v, [&](int a, int64_t at) { move(&place, variables, dilation, a, at); });
+    return place;
+  }
+  __device__ __forceinline__ Place sample(int64_t k) const {
+    Place place{origin, -padding[0], -padding[1]};
+    samples.take_apart(k, [&](int a, int64_t at) { move(&place, samples, step, a, at); });
+    return place;
+  }
+  template <class T>
+  __device__ __forceinline__ T read(const T* from, Place variable, Place sample) const {
+    const auto row = static_cast<uint64_t>(variable.row + sample.row);
+    const auto column = static_cast<uint64_t>(variable.column + sample.column);
+    const bool inside =
+        row < static_cast<uint64_t>(size[0]) && column < static_cast<uint64_t>(size[1]);
+    return inside ? from[variable.offset + sample.offset] : T{};
+  }
+  __device__ __forceinline__ bool in_vectors() const { return false; }
+
+  const void* data;
+  Axes variables, samples;
+  int64_t size[2], dilation[2], step[2], padding[2], origin;
+
+ private:
+  struct Three {
+    Samples::Axis axes[3];
+    operator const Samples::Axis*() const { return axes; }
+  };
+  static Three along(int64_t outer, int64_t stride, const int64_t (&inner)[2],
+                     const int64_t (&pixels)[2], const Patches& p) {
+    return {{{outer, stride},
+             {inner[0], pixels[0] * p.pixel_stride[0]},
+             {inner[1], pixels[1] * p.pixel_stride[1]}}};
+  }
+  static __device__ __forceinline__ void move(Place* place, const Axes& axes,
+                                              const int64_t (&pixels)[2], int a, int64_t at) {
+    place->offset += at * axes.axes[a].stride;
+    if (a == 1) place->row += at * pixels[0];
+    if (a == 2) place->column += at * pixels[1];
+  }
 };
 
 /// N elements that are read 16 bytes at a time, or all at once where they are fewer.
@@ -88,24 +165,27 @@ struct Loader {
     return kAlongSamples ? vector % kAcross * kVector : vector / kAcross;
   }
 
-  /// `from` is the tile's first variable, offsets[k] where its sample k lies. What is not one of
-  /// the first `variables` and `samples` takes the pilot's value, so that its deviation is zero;
-  /// with vectors both are multiples of kVector.
-  __device__ __forceinline__ void load(const T* from, int64_t stride, bool vectors, int variables,
-                                       int samples, const int64_t* offsets, const T* pilots) {
+  /// What is not one of the first `variables` and `samples` of these places takes the pilot's
+  /// value, so that its deviation is zero; with vectors both are multiples of kVector.
+  template <class Source>
+  __device__ __forceinline__ void load(const Source& source, const T* from,
+                                       const typename Source::Place* variable_places, int variables,
+                                       const typename Source::Place* sample_places, int samples,
+                                       const T* pilots) {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
       const int v = variable(pass), k = sample(pass);
-      const T* own = from + v * stride;
       Vector read;
-      if (vectors && v < variables && k < samples) {
-        read = *reinterpret_cast<const Vector*>(own + offsets[k]);
+      if (source.in_vectors() && v < variables && k < samples) {
+        read = *reinterpret_cast<const Vector*>(from + variable_places[v].offset +
+                                                sample_places[k].offset);
       } else {
 #pragma unroll
         for (int e = 0; e < kVector; ++e) {
-          const int ev = kAlongSamples ? 0 : e, ek = kAlongSamples ? e : 0;
-          read.at[e] = v + ev < variables && k + ek < samples ? own[ev * stride + offsets[k + ek]]
-                                                              : pilots[v + ev];
+          const int ev = v + (kAlongSamples ? 0 : e), ek = k + (kAlongSamples ? e : 0);
+          read.at[e] = ev < variables && ek < samples
+                           ? source.read(from, variable_places[ev], sample_places[ek])
+                           : pilots[ev];
         }
       }
       memcpy(words[pass], &read, sizeof(Vector));

@@ -29,6 +29,46 @@ SampleBatch batch_of(const py::array& x, int channel, int batch_dims) {
   return batch;
 }
 
+// x [N, C, H, W]; kernel, step, padding, dilation, each of height and width.
+Patches patches_of(const py::array& x, const std::vector<int64_t>& geometry) {
+  const auto stride = [&](int d) { return x.strides(d) / static_cast<int64_t>(x.itemsize()); };
+  Patches p{};
+  p.data = x.data();
+  p.images = x.shape(0);
+  p.channels = x.shape(1);
+  p.image_stride = stride(0);
+  p.channel_stride = stride(1);
+  for (size_t d = 0; d < 2; ++d) {
+    p.size[d] = x.shape(static_cast<int>(d) + 2);
+    p.pixel_stride[d] = stride(static_cast<int>(d) + 2);
+    p.kernel[d] = geometry[d];
+    p.step[d] = geometry[2 + d];
+    p.padding[d] = geometry[4 + d];
+    p.dilation[d] = geometry[6 + d];
+    p.out[d] =
+        (p.size[d] + 2 * p.padding[d] - p.dilation[d] * (p.kernel[d] - 1) - 1) / p.step[d] + 1;
+  }
+  return p;
+}
+
+template <class T, class Out>
+py::tuple patches_as(const py::array& x, const py::object& y, const std::vector<int64_t>& geometry,
+                     int64_t correction) {
+  const bool cross = !y.is_none();
+  const Patches left = patches_of(x, geometry);
+  const Patches right = cross ? patches_of(y.cast<py::array>(), {1, 1, 1, 1, 0, 0, 1, 1}) : left;
+  Array<Out> cov({left.variables(), right.variables()}), mean_x(left.variables()),
+      mean_y(right.variables());
+  std::fill_n(cov.mutable_data(), cov.size(), Out(-7));
+  const size_t bytes = cuda::patch_covariance_workspace<T>(left, cross ? &right : nullptr);
+  const std::unique_ptr<double[]> workspace(new double[(bytes + 7) / 8]);
+  std::memset(workspace.get(), 0xff, bytes);
+  check(cuda::patch_covariance<T, Out>(left, cross ? &right : nullptr, correction,
+                                       cov.mutable_data(), mean_x.mutable_data(),
+                                       mean_y.mutable_data(), workspace.get(), nullptr));
+  return py::make_tuple(cov, mean_x, mean_y, bytes);
+}
+
 template <class T, class Out>
 py::tuple covariance_as(const py::array& x, const py::object& y, int channel, int batch_dims,
                         int64_t correction) {
@@ -50,22 +90,38 @@ py::tuple covariance_as(const py::array& x, const py::object& y, int channel, in
   return py::make_tuple(cov, mean_x, mean_y, bytes);
 }
 
-py::tuple covariance(const py::array& x, const py::object& y, const std::string& dtype, bool wide,
-                     int channel, int batch_dims, int64_t correction, uint64_t seed) {
-  prepare(seed);
-  const auto run = [&](auto element) {
-    using T = decltype(element);
-    return wide ? covariance_as<T, double>(x, y, channel, batch_dims, correction)
-                : covariance_as<T, float>(x, y, channel, batch_dims, correction);
-  };
+/// f of an element and of a result.
+template <class F>
+py::tuple with_types(const std::string& dtype, bool wide, const F& f) {
+  const auto run = [&](auto element) { return wide ? f(element, double{}) : f(element, float{}); };
   if (dtype == "float64") return run(double{});
   if (dtype == "float32") return run(float{});
   if (dtype == "bfloat16") return run(bfloat16{});
   return run(float16{});
 }
 
+py::tuple covariance(const py::array& x, const py::object& y, const std::string& dtype, bool wide,
+                     int channel, int batch_dims, int64_t correction, uint64_t seed) {
+  prepare(seed);
+  return with_types(dtype, wide, [&](auto element, auto out) {
+    return covariance_as<decltype(element), decltype(out)>(x, y, channel, batch_dims, correction);
+  });
+}
+
+py::tuple patch_covariance(const py::array& x, const py::object& y, const std::string& dtype,
+                           bool wide, const std::vector<int64_t>& geometry, int64_t correction,
+                           uint64_t seed) {
+  prepare(seed);
+  return with_types(dtype, wide, [&](auto element, auto out) {
+    return patches_as<decltype(element), decltype(out)>(x, y, geometry, correction);
+  });
+}
+
 }  // namespace
 
-void bind_covariance(py::module_& module) { module.def("covariance", &covariance); }
+void bind_covariance(py::module_& module) {
+  module.def("covariance", &covariance);
+  module.def("patch_covariance", &patch_covariance);
+}
 
 }  // namespace infoslice

@@ -6,189 +6,166 @@
 #include <algorithm>
 
 #include "cuda/covariance_finish.cuh"
+#include "cuda/covariance_pilot.cuh"
 #include "cuda/grid.h"
-#include "cuda/simt.cuh"
 #include "cuda/tensor_cores.cuh"
 
 namespace infoslice::cuda {
 namespace {
 
 constexpr int64_t kSplit = 64;      // splits are multiples of so many samples
-constexpr int64_t kFlush = 4096;    // samples before the sums go to memory
 constexpr int64_t kOverhead = 300;  // what a task costs beside its samples, in samples
-constexpr int kPilots = 8;
+constexpr unsigned kStages = 3;     // of samples in shared memory
 
-/// Shared memory of a block: what it multiplies and what it reads next, in turns.
+/// Shared memory of a block.
 template <class Math, class Source>
 struct Shared {
-  typename Math::Stage stages[2][2];                   // [turn][side]
-  typename Source::Place samples[2][2][Math::kDepth];  // [turn][side][sample]
+  typename Math::Stage stages[kStages][2];                       // [turn][side]
+  typename Source::Place samples[kStages + 1][2][Math::kDepth];  // [turn][side][sample]
   typename Source::Place variables[2][Math::kTile];
+  Sums sums[2][Math::kTile];
   typename Math::Element pilots[2][Math::kTile];
-};
-
-/// x and y, or x twice.
-template <class Source>
-struct Inputs {
-  Source side[2];
-};
-
-/// The pilot of a variable: the sample nearest the mean of eight, or zero if that will
-/// do and is preferred.
-template <bool kPrefersZero, class Source, class T>
-__device__ inline T choose_pilot(const Source& source, const T* from,
-                                 typename Source::Place variable, int64_t n) {
-  T values[kPilots];
-#pragma unroll
-  for (int s = 0; s < kPilots; ++s)
-    values[s] = source.read(from, variable, source.sample(s * n / kPilots));
-  auto mean = widened(values[0]) / kPilots;
-#pragma unroll
-  for (int s = 1; s < kPilots; ++s) mean += widened(values[s]) / kPilots;
-  T nearest = values[0];
-  auto squares = mean * 0;
-#pragma unroll
-  for (int s = 0; s < kPilots; ++s) {
-    const auto distance = widened(values[s]) - mean;
-    if (fabs(distance) < fabs(widened(nearest) - mean)) nearest = values[s];
-    squares += distance * distance;
-  }
-  return kPrefersZero && mean * mean <= 4 * squares / kPilots ? T{} : nearest;
-}
-
-/// What a block holds of one side of a product: a tile on its way from memory to shared memory.
-template <class Math, class Source>
-struct Side {
-  using T = typename Math::Element;
-  using Load = Loader<T, Math::kTile, Math::kDepth, Math::kVector, Math::kAlongSamples>;
-
-  __device__ __forceinline__ void load(const typename Source::Place* places, int samples) {
-    tile.load(*source, from, variable_places, variables, places, samples, pilots);
-  }
-  __device__ __forceinline__ bool put(typename Math::Stage& stage, bool shifted) const {
-    bool parted = false;
-#pragma unroll
-    for (int pass = 0; pass < Load::kPasses; ++pass) {
-      const int variable = Load::variable(pass);
-      parted |= Math::put(stage, variable, Load::sample(pass), tile.vector(pass), pilots + variable,
-                          shifted);
-    }
-    return parted;
-  }
-
-  const Source* source;
-  const T* from;  // this batch item
-  const typename Source::Place* variable_places;
-  int variables;
-  const T* pilots;
-  Load tile;
+  int sides;  // that are not the same tile
+  unsigned turns;
+  int variables_count[2];
+  bool shifted;   // whether a pilot is not zero
+  bool tells[2];  // whether this is the tile to tell the sums of a side's variables
+  int64_t task, part, item, begin, length, tile[2];  // what to do, in here to spare registers
 };
 
 template <class Math, class Source>
-__global__ void __launch_bounds__(kThreads, Math::kBlocks)
+__global__ void __launch_bounds__(kProductThreads, Math::kBlocks)
     products_kernel(const __grid_constant__ Inputs<Source> inputs,
                     const __grid_constant__ Plan plan, Parts<typename Math::Accumulator> parts) {
   using T = typename Math::Element;
-  using A = typename Math::Accumulator;
   constexpr int kTile = Math::kTile, kDepth = Math::kDepth;
-  static_assert(2 * kTile <= kThreads && kSplit % Math::kPromote == 0 &&
-                Math::kPromote % kDepth == 0);
+  constexpr unsigned kFlushTurns = Math::kFlush / kDepth;
+  static_assert(kTile <= kProductThreads && 2 * kDepth <= kProductThreads);
   using Memory = Shared<Math, Source>;
   INFOSLICE_DYNAMIC_SHARED(Memory, shared);
   const int thread = static_cast<int>(threadIdx.x);
-  for (int64_t task = blockIdx.x; task < plan.tasks(); task += gridDim.x) {
-    const int64_t which = task % plan.tiles, part = task / plan.tiles;  // part: item and split
-    const int64_t item = part / plan.splits, split = part - item * plan.splits;
-    int64_t i, j;
-    tile_at(plan, which, &i, &j);
-    const bool same = plan.symmetric && i == j;  // both sides of the product are one tile
-    const int64_t begin = split * plan.length;
-    const int64_t end = begin + plan.length < plan.samples ? begin + plan.length : plan.samples;
-    Side<Math, Source> x{}, y{};
-    const auto start = [&](Side<Math, Source>& side, int s, int64_t v0) {
-      side.source = &inputs.side[s];
-      side.from = static_cast<const T*>(side.source->data) + side.source->item(item);
-      side.variable_places = shared->variables[s];
-      const int64_t left = plan.variables[s] - v0;
-      side.variables = static_cast<int>(left < kTile ? left : kTile);
-      side.pilots = shared->pilots[s];
-    };
-    start(x, 0, i * kTile);
-    start(y, 1, j * kTile);
-
-    // A thread looks after one variable of a side: its pilot, and its sums where this tile is the
-    // one to tell them.
-    const int own_side = thread / kTile, own = thread % kTile;
-    const bool used = own_side < 2 && own < (own_side == 0 ? x.variables : y.variables);
-    const bool tells =
-        used && (own_side == 0 ? (plan.symmetric ? i == j : j == 0) : !plan.symmetric && i == 0);
-    const int64_t own_variable = (own_side == 0 ? i : j) * kTile + own;
-    A sum = 0, magnitude = 0;
-    Sums sums{0, 0};
-
+  for (int64_t task = blockIdx.x; task < plan.tasks(); task = shared->task + gridDim.x) {
     __syncthreads();  // the task before is over
-    T pilot{};
-    if (used) {
-      const Source& source = inputs.side[own_side];
-      const typename Source::Place place = source.variable(own_variable);
-      pilot = choose_pilot<Math::kPrefersZero>(source, own_side == 0 ? x.from : y.from, place,
-                                               plan.samples);
-      shared->variables[own_side][own] = place;
+    if (thread == 0) {
+      const int64_t part = task / plan.tiles, item = part / plan.splits;
+      const int64_t begin = (part - item * plan.splits) * plan.length;
+      shared->task = task;
+      shared->part = part;
+      shared->begin = begin;
+      shared->length = begin + plan.length < plan.samples ? plan.length : plan.samples - begin;
+      shared->turns = static_cast<unsigned>((shared->length + kDepth - 1) / kDepth);
+      shared->item = item;
+      int64_t* const tile = shared->tile;
+      tile_at(plan, task - part * plan.tiles, &tile[0], &tile[1]);
+      shared->sides = plan.symmetric && tile[0] == tile[1] ? 1 : 2;
     }
-    if (own_side < 2) shared->pilots[own_side][own] = pilot;
-    if (tells && split == 0)
-      parts.pilots[plan.pilots_at(own_side, item) + own_variable] = widened(pilot);
-    const auto locate = [&](int64_t k, int turn) {  // the samples from k on
-      if (thread < 2 * kDepth)
-        shared->samples[turn][thread / kDepth][thread % kDepth] =
-            inputs.side[thread / kDepth].sample(k + thread % kDepth);
+    __syncthreads();
+    bool shifts = false;
+    if (thread < kTile) {
+#pragma unroll 1
+      for (int s = 0; s < shared->sides; ++s) {
+        const Source& source = inputs.side[s];
+        const int64_t item = shared->item, first = shared->tile[s] * kTile,
+                      left = plan.variables[s] - first;
+        const int count = static_cast<int>(left < kTile ? left : kTile);
+        T pilot{};
+        if (thread < count) {
+          typename Source::Place place = source.variable(first + thread);
+          place.offset += source.item(item);
+          shared->variables[s][thread] = place;
+          const int own = plan.symmetric ? 0 : s;
+          pilot = exact<T>(parts.pilots[plan.pilots_at(own, item) + first + thread]);
+        }
+        shared->pilots[s][thread] = pilot;
+        shared->sums[s][thread] = {0, 0};
+        if (thread == 0) {
+          shared->variables_count[s] = count;
+          const bool edge = shared->tile[1 - s] == 0;
+          shared->tells[s] = plan.symmetric ? shared->sides == 1 : edge;
+        }
+        shifts |= widened(pilot) != 0;
+      }
+    }
+    const auto locate = [&](unsigned turn) {  // its samples
+      const unsigned side = threadIdx.x / kDepth, sample = threadIdx.x % kDepth;
+      if (side < 2)
+        shared->samples[turn % (kStages + 1)][side][sample] =
+            inputs.side[side].sample(shared->begin + int64_t{turn} * kDepth + sample);
     };
-    locate(begin, 0);
-    const bool shifted = __syncthreads_or(widened(pilot) != 0);
+#pragma unroll 1
+    for (unsigned turn = 0; turn < kStages; ++turn) locate(turn);
+    const bool any = __syncthreads_or(shifts);
+    if (thread == 0) shared->shifted = any;
+    __syncthreads();
+
+    // Stages are filled in turns, each while those before it are multiplied. Second parts of
+    // deviations take the last one's place.
+    const auto stages = [&] { return Math::kParts && shared->shifted ? kStages - 1 : kStages; };
+    const auto stage_of = [&](unsigned turn) {
+      return stages() == kStages ? turn % kStages : turn % (kStages - 1);
+    };
+    const auto fill = [&](unsigned turn) {
+      const int64_t left = shared->length - int64_t{turn} * kDepth;
+      const int samples = static_cast<int>(left < kDepth ? left : kDepth);
+#pragma unroll 1
+      for (int s = 0; s < shared->sides && samples > 0; ++s)
+        Vectors<Math>::copy(shared->stages[stage_of(turn)][s], inputs.side[s], shared->variables[s],
+                            shared->variables_count[s], shared->samples[turn % (kStages + 1)][s],
+                            samples, shared->pilots[s]);
+      commit_copies();
+    };
+#pragma unroll 1
+    for (unsigned turn = 0; turn + 1 < stages(); ++turn) fill(turn);
 
     Math math;
     math.clear();
-    // In a turn, the samples from k on are loaded, those before are multiplied, and it is found out
-    // where those after them lie.
-    bool parted = false;
-    int turn = 0;
-    for (int64_t k = begin; k < end + kDepth; k += kDepth, turn ^= 1) {
-      if (k < end) {
-        const int samples = static_cast<int>(end - k < kDepth ? end - k : kDepth);
-        x.load(shared->samples[turn][0], samples);
-        if (!same) y.load(shared->samples[turn][1], samples);
+#pragma unroll 1
+    for (unsigned turn = 0; turn < shared->turns; ++turn) {
+      if (stages() == kStages)
+        wait_copies<kStages - 2>();
+      else
+        wait_copies<kStages - 3>();
+      auto& now = shared->stages[stage_of(turn)];
+      bool parted = false;
+      if (shared->shifted) {
+#pragma unroll 1
+        for (int s = 0; s < shared->sides; ++s)
+          parted |=
+              Vectors<Math>::settle(now[s], shared->stages[kStages - 1][s], shared->pilots[s]);
       }
-      locate(k + kDepth, turn ^ 1);
-      if (k > begin) {
-        const auto& stages = shared->stages[turn ^ 1];
-        math.multiply(stages[0], stages[same ? 0 : 1], parted);
-        if (tells) Math::sum(stages[own_side], own, parted && shifted, &sum, &magnitude);
-        if ((k - begin) % Math::kPromote == 0 || k >= end) {
-          math.promote();
-          sums.sum += sum;
-          sums.magnitude += magnitude;
-          sum = magnitude = 0;
-        }
-        if ((k - begin) % kFlush == 0 || k >= end) {
-          A* to = parts.products + (part * plan.tiles + which) * plan.tile_size();
-          const bool first = k - begin <= kFlush;
-          math.for_each([&](int row, int column, A value) {
-            if (row < plan.rows && column < plan.columns) {
-              A* const at = to + row * plan.columns + column;
-              *at = first ? value : *at + value;
-            }
-          });
-          math.clear();
-        }
+      parted = Math::kParts && shared->shifted ? __syncthreads_or(parted) != 0
+                                               : (__syncthreads(), false);
+      fill(turn + stages() - 1);
+      locate(turn + stages());
+      // What lies above the diagonal or beyond the variables is not asked for.
+      const int right = shared->sides - 1, thread = thread_anew();
+      if (Math::row(thread) < shared->variables_count[0] &&
+          Math::column(thread) < shared->variables_count[right] &&
+          !(right == 0 && Math::column(thread) > Math::row(thread))) {
+#pragma unroll 1
+        for (int both = 0; both < (parted ? 4 : 1); ++both)
+          math.multiply(both & 1 ? shared->stages[kStages - 1][0] : now[0],
+                        both & 2 ? shared->stages[kStages - 1][right] : now[right]);
       }
-      bool parts_now = false;
-      if (k < end) {
-        parts_now = x.put(shared->stages[turn][0], shifted);
-        if (!same) parts_now |= y.put(shared->stages[turn][1], shifted);
+#pragma unroll 1
+      for (int s = 0; s < shared->sides; ++s) {
+        if (shared->tells[s] && thread < kTile)
+          Math::sum(now[s], shared->stages[kStages - 1][s], parted, thread,
+                    &shared->sums[s][thread]);
       }
-      parted = __syncthreads_or(parts_now);
+      if ((turn + 1) % kFlushTurns == 0 || turn + 1 == shared->turns) {
+        math.give(parts.products + shared->task * plan.tile_size(), plan.rows, plan.columns,
+                  turn >= kFlushTurns);
+        math.clear();
+      }
+      if (Math::kParts && parted) __syncthreads();  // before second parts are written again
     }
-    if (tells) parts.sums[plan.sums_at(own_side, part) + own_variable] = sums;
+#pragma unroll 1
+    for (int s = 0; s < shared->sides; ++s) {
+      if (shared->tells[s] && thread < shared->variables_count[s])
+        parts.sums[plan.sums_at(s, shared->part) + shared->tile[s] * kTile + thread] =
+            shared->sums[s][thread];
+    }
   }
 }
 
@@ -288,13 +265,18 @@ Unfolded source_of(const Patches& patches) {
 template <class Math, class Source>
 cudaError_t run_products(const Inputs<Source>& inputs, const Plan& plan,
                          const Parts<typename Math::Accumulator>& parts, void* stream) {
-  const auto covariance_products = products_kernel<Math, Source>;
-  const cudaError_t error =
-      cudaFuncSetAttribute(covariance_products, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           static_cast<int>(sizeof(Shared<Math, Source>)));
+  using T = typename Math::Element;
+  const auto covariance_pilots = pilots_kernel<T, Source, typename Math::Accumulator>;
+  INFOSLICE_LAUNCH(covariance_pilots, grid(divide_up(plan.items * plan.all_variables(), kThreads)),
+                   kThreads, 0, stream, inputs, plan, parts);
+  cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return error;
-  INFOSLICE_LAUNCH(covariance_products, grid(plan.tasks()), kThreads, sizeof(Shared<Math, Source>),
-                   stream, inputs, plan, parts);
+  const auto covariance_products = products_kernel<Math, Source>;
+  error = cudaFuncSetAttribute(covariance_products, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(sizeof(Shared<Math, Source>)));
+  if (error != cudaSuccess) return error;
+  INFOSLICE_LAUNCH(covariance_products, grid(plan.tasks()), kProductThreads,
+                   sizeof(Shared<Math, Source>), stream, inputs, plan, parts);
   return cudaGetLastError();
 }
 
@@ -332,27 +314,19 @@ int run(const Input& x, const Input* y, int64_t correction, Out* cov, Out* mean_
 /// Calls f with the way to multiply that serves these inputs.
 template <class T, class F>
 auto with_math(const SampleBatch& x, const SampleBatch* y, const F& f) {
-  const bool small = std::max(x.first.variables, y == nullptr ? 0 : y->first.variables) <= 64;
+  [[maybe_unused]] const bool small =
+      std::max(x.first.variables, y == nullptr ? 0 : y->first.variables) <= 64;
   const bool along = along_samples(x.first);
-  if constexpr (sizeof(T) == 8) {
-    return along ? f(Simt<T, 64, true>()) : f(Simt<T, 64, false>());
-  } else if constexpr (sizeof(T) == 4) {
-    if (small) return along ? f(Simt<T, 64, true>()) : f(Simt<T, 64, false>());
-    return along ? f(Simt<T, 128, true>()) : f(Simt<T, 128, false>());
-  } else {
-    if (small) return along ? f(TensorCores<T, 64, true>()) : f(TensorCores<T, 64, false>());
-    return along ? f(TensorCores<T, 128, true>()) : f(TensorCores<T, 128, false>());
+  if constexpr (sizeof(T) < 8) {
+    if (!small) return along ? f(TensorCores<T, 128, true>()) : f(TensorCores<T, 128, false>());
   }
+  return along ? f(TensorCores<T, 64, true>()) : f(TensorCores<T, 64, false>());
 }
 
 /// Patches are read along the samples: neighbouring positions see neighbouring pixels.
 template <class T, class F>
 auto with_math(const Patches&, const Patches*, const F& f) {
-  if constexpr (sizeof(T) >= 4) {
-    return f(Simt<T, sizeof(T) == 8 ? 64 : 128, true>());
-  } else {
-    return f(TensorCores<T, 128, true>());
-  }
+  return f(TensorCores<T, sizeof(T) == 8 ? 64 : 128, true>());
 }
 
 template <class T, class Input>

@@ -2,10 +2,11 @@
 #pragma once
 
 #include "covariance.h"
-#include "cuda/launch.h"
-#include "cuda/scalars.cuh"
+#include "cuda/matrix.cuh"
 
 namespace infoslice::cuda {
+
+constexpr int kProductThreads = 128;  // of a block that multiplies
 
 /// Axes that an index runs through, the last one fastest.
 struct Axes {
@@ -138,58 +139,88 @@ struct __align__(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {
   T at[N];
 };
 
-/// Reads tiles of kTile variables by kDepth samples into the registers of a block: kPasses vectors
-/// of kVector elements a thread, which run along the samples or along the variables.
-template <class T, int kTile, int kDepth, int kVector, bool kAlongSamples>
-struct Loader {
-  static constexpr int kAcross = (kAlongSamples ? kDepth : kTile) / kVector;
-  static constexpr int kPasses = kTile * kDepth / (kThreads * kVector);
-  static_assert(kPasses >= 1 && kThreads % kAcross == 0);
+/// threadIdx.x, not kept in registers between the uses: those are for the sums.
+__device__ __forceinline__ int thread_anew() {
+#ifdef INFOSLICE_EMULATION
+  return static_cast<int>(threadIdx.x);
+#else
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+#endif
+}
 
-  // Kept as words: 16-bit elements would take a register each.
-  using Vector = Pack<T, kVector>;
-  uint32_t words[kPasses][sizeof(Vector) / 4];
-  __device__ __forceinline__ Vector vector(int pass) const {
-    Vector result;
-    memcpy(&result, words[pass], sizeof(Vector));
-    return result;
+/// Of a block's tile of variables by samples, the vectors that a thread copies and settles.
+template <class Math>
+struct Vectors {
+  using T = typename Math::Element;
+  using Vector = Pack<T, Math::kVector>;
+  static constexpr int kTile = Math::kTile, kDepth = Math::kDepth, kVector = Math::kVector;
+  static constexpr bool kAlong = Math::kAlongSamples;
+  static constexpr int kAcross = (kAlong ? kDepth : kTile) / kVector;
+  static constexpr int kPasses = kTile * kDepth / (kProductThreads * kVector);
+  static_assert(kPasses >= 1 && kProductThreads % kAcross == 0);
+
+  // Where the vector of a pass begins.
+  static __device__ __forceinline__ int variable(int thread, int pass) {
+    const int vector = thread + pass * kProductThreads;
+    return kAlong ? vector / kAcross : vector % kAcross * kVector;
+  }
+  static __device__ __forceinline__ int sample(int thread, int pass) {
+    const int vector = thread + pass * kProductThreads;
+    return kAlong ? vector % kAcross * kVector : vector / kAcross;
   }
 
-  // Where the vector of a pass begins in the tile.
-  static __device__ __forceinline__ int variable(int pass) {
-    const int vector = static_cast<int>(threadIdx.x) + pass * kThreads;
-    return kAlongSamples ? vector / kAcross : vector % kAcross * kVector;
-  }
-  static __device__ __forceinline__ int sample(int pass) {
-    const int vector = static_cast<int>(threadIdx.x) + pass * kThreads;
-    return kAlongSamples ? vector % kAcross * kVector : vector / kAcross;
-  }
-
-  /// What is not one of the first `variables` and `samples` of these places takes the pilot's
-  /// value, so that its deviation is zero; with vectors both are multiples of kVector.
+  /// Begins to copy a tile. What is not one of the first `variables` and `samples` of these places
+  /// takes the pilot's value, so that its deviation is zero; where vectors are whole in memory both
+  /// numbers are multiples of kVector.
   template <class Source>
-  __device__ __forceinline__ void load(const Source& source, const T* from,
-                                       const typename Source::Place* variable_places, int variables,
-                                       const typename Source::Place* sample_places, int samples,
-                                       const T* pilots) {
+  static __device__ __forceinline__ void copy(typename Math::Stage& stage, const Source& source,
+                                              const typename Source::Place* variable_places,
+                                              int variables,
+                                              const typename Source::Place* sample_places,
+                                              int samples, const T* pilots) {
+    const int thread = thread_anew();
+    const T* const from = static_cast<const T*>(source.data);
+    const auto inside = [&](int v, int k) { return v < variables && k < samples; };
+    if (source.in_vectors()) {
 #pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const int v = variable(pass), k = sample(pass);
-      Vector read;
-      if (source.in_vectors() && v < variables && k < samples) {
-        read = *reinterpret_cast<const Vector*>(from + variable_places[v].offset +
-                                                sample_places[k].offset);
-      } else {
-#pragma unroll
-        for (int e = 0; e < kVector; ++e) {
-          const int ev = v + (kAlongSamples ? 0 : e), ek = k + (kAlongSamples ? e : 0);
-          read.at[e] = ev < variables && ek < samples
-                           ? source.read(from, variable_places[ev], sample_places[ek])
-                           : pilots[ev];
-        }
+      for (int pass = 0; pass < kPasses; ++pass) {
+        const int v = variable(thread, pass), k = sample(thread, pass);
+        if (inside(v, k))
+          copy_vector(stage.of(v, k), from + variable_places[v].offset + sample_places[k].offset);
+        else
+          fill(stage, v, k, [&](int ev, int) { return pilots[ev]; });
       }
-      memcpy(words[pass], &read, sizeof(Vector));
+    } else {
+#pragma unroll 1
+      for (int pass = 0; pass < kPasses; ++pass)
+        fill(stage, variable(thread, pass), sample(thread, pass), [&](int v, int k) {
+          return inside(v, k) ? source.read(from, variable_places[v], sample_places[k]) : pilots[v];
+        });
     }
+  }
+
+  static __device__ __forceinline__ bool settle(typename Math::Stage& stage,
+                                                typename Math::Stage& second, const T* pilots) {
+    const int thread = thread_anew();
+    bool parted = false;
+#pragma unroll 1
+    for (int pass = 0; pass < kPasses; ++pass)
+      parted |= Math::settle(stage, second, variable(thread, pass), sample(thread, pass),
+                             pilots + variable(thread, pass));
+    return parted;
+  }
+
+ private:
+  template <class F>
+  static __device__ __forceinline__ void fill(typename Math::Stage& stage, int v, int k,
+                                              const F& element) {
+    Vector vector;
+#pragma unroll
+    for (int e = 0; e < kVector; ++e)
+      vector.at[e] = element(v + (kAlong ? 0 : e), k + (kAlong ? e : 0));
+    *reinterpret_cast<Vector*>(stage.of(v, k)) = vector;
   }
 };
 

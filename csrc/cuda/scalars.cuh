@@ -52,4 +52,14 @@ __device__ __forceinline__ T narrowed(float value) {
   return result;
 }
 
+/// A value of the type T that was widened to double.
+template <class T>
+__device__ __forceinline__ T exact(double value) {
+  if constexpr (sizeof(T) == 2) {
+    return narrowed<T>(static_cast<float>(value));
+  } else {
+    return static_cast<T>(value);
+  }
+}
+
 }  // namespace infoslice::cuda

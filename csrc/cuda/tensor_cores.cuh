@@ -1,159 +1,263 @@
-// Products of two staged tiles of 16-bit elements by the tensor cores.
+// Products of two staged tiles by the tensor cores.
 #pragma once
 
-#include "cuda/matrix.cuh"
+#include "cuda/covariance_finish.cuh"
 #include "cuda/samples.cuh"
 
 namespace infoslice::cuda {
 
-/// As Simt, for bfloat16 and float16: products of two of them are exact in float.
+/// kTile x kTile sums in the registers of a block, a quarter for each of four warps. What happens to
+/// the deviations from the pilots depends on the type.
 ///
-/// Deviations from a pilot must stay exact too. Where both are within a factor of two, the deviation
-/// is a number of the same type (Sterbenz); where it is not, it is kept in two parts, the sample and
-/// minus the pilot, neither more than twice the deviation. A stage with such samples costs four
-/// products instead of one. Variables whose mean is within two standard deviations keep zero as
-/// their pilot and cost nothing: what that loses is a factor of five.
+/// bfloat16, float16: products of two of them are exact in float, and deviations must stay exact too.
+/// Where sample and pilot are within a factor of two, the deviation is a number of the same type
+/// (Sterbenz); where it is not, it is kept in two parts, the sample and minus the pilot, neither more
+/// than twice the deviation. A stage with such samples costs four products instead of one. Variables
+/// whose mean is within two standard deviations keep zero as their pilot and cost nothing: what that
+/// loses is a factor of five.
 ///
-/// Sums are promoted every kPromote samples: the tensor cores truncate where they add.
+/// float: a deviation is split into two tf32 numbers of 11 bits, of which the larger is the nearest:
+/// what they leave is below 2^-23 of it and of either sign. Three of the four products are summed; the
+/// fourth is below 2^-24, on average 2^-25.6 or less of the squares.
+///
+/// double: fused multiply-adds, rounded to nearest.
+///
+/// The tensor cores truncate where they add floats, and so does every step of a sum, by up to
+/// 2^-24 of it for each addend (4 or 8 with compute capability 8). So the sums of kChunk samples
+/// begin at zero, the small products first, and are added to the others by ordinary arithmetic.
 template <class T, int kEdge, bool kAlong>
 struct TensorCores {
   using Element = T;
-  using Accumulator = float;
-  static constexpr bool kAlongSamples = kAlong;
+  using Accumulator = std::conditional_t<sizeof(T) == 8, double, float>;
+  using A = Accumulator;
+  static constexpr bool kAlongSamples = kAlong;  // how vectors run
   static constexpr int kTile = kEdge;
-  static constexpr int kDepth = 32;
-  static constexpr int kVector = 8;
-  static constexpr int kBlocks = kEdge == 64 ? 2 : 1;
-  static constexpr int kPromote = 32;
-  static constexpr bool kPrefersZero = true;
+  static constexpr int kDepth = sizeof(T) == 2 ? 32 : 16;
+  static constexpr int kVector = 16 / sizeof(T);
+  static constexpr int kBlocks = kEdge == 128 ? 2 : 3;         // of a multiprocessor
+  static constexpr int kFlush = sizeof(T) == 4 ? 2048 : 4096;  // samples until sums go to memory
+  static constexpr bool kParts = sizeof(T) == 2;
+  static constexpr bool kPrefersZero = kParts;  // of pilots
 
-  // [sample or first part, minus the pilot], and rows of the axis along which vectors run; padded
-  // so that eight rows of 16 bytes meet no bank twice.
+  // Rows of the axis along which vectors run, padded so that the loads of a warp meet no bank twice.
   struct __align__(16) Stage {
-    T at[2][kAlong ? kTile : kDepth][(kAlong ? kDepth : kTile) + 8];
+    static constexpr int kPad = sizeof(T) == 2 || (sizeof(T) == 4 && !kAlong) ? 8 : 4;
+    T at[kAlong ? kTile : kDepth][(kAlong ? kDepth : kTile) + kPad];
+    __device__ __forceinline__ T* of(int variable, int sample) {
+      return &at[kAlong ? variable : sample][kAlong ? sample : variable];
+    }
+    __device__ __forceinline__ const T* of(int variable, int sample) const {
+      return &at[kAlong ? variable : sample][kAlong ? sample : variable];
+    }
   };
+  using Vector = Pack<T, kVector>;
 
-  /// Whether a second part had to be written. Without `shifted` all pilots are zero.
-  static __device__ __forceinline__ bool put(Stage& stage, int variable, int sample,
-                                             const Pack<T, kVector>& values, const T* pilots,
-                                             bool shifted) {
-    const int row = kAlong ? variable : sample, column = kAlong ? sample : variable;
-    Pack<T, kVector> first = values, second;
+  /// Makes deviations of the vector at this variable and sample. Whether a second part is not zero.
+  static __device__ __forceinline__ bool settle(Stage& stage, Stage& second, int variable,
+                                                int sample, const T* pilots) {
+    Vector* const at = reinterpret_cast<Vector*>(stage.of(variable, sample));
+    Vector first = *at;
     bool parted = false;
-    if (shifted) {
+    if constexpr (kParts) {
+      Vector rest;
 #pragma unroll
       for (int e = 0; e < kVector; ++e) {
         const T pilot = pilots[kAlong ? 0 : e];
-        const float deviation = widened(values.at[e]) - widened(pilot);
+        const float deviation = widened(first.at[e]) - widened(pilot);
         const T narrow = narrowed<T>(deviation);
         const bool exact = widened(narrow) == deviation;  // not if it is NaN
-        first.at[e].bits = exact ? narrow.bits : values.at[e].bits;
-        second.at[e].bits = exact ? uint16_t{0} : static_cast<uint16_t>(pilot.bits ^ 0x8000u);
+        if (exact) first.at[e].bits = narrow.bits;
+        rest.at[e].bits = exact ? uint16_t{0} : static_cast<uint16_t>(pilot.bits ^ 0x8000u);
         parted |= !exact;
       }
-      *reinterpret_cast<Pack<T, kVector>*>(&stage.at[1][row][column]) = second;
+      *reinterpret_cast<Vector*>(second.of(variable, sample)) = rest;
+    } else {
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) first.at[e] -= pilots[kAlong ? 0 : e];
     }
-    *reinterpret_cast<Pack<T, kVector>*>(&stage.at[0][row][column]) = first;
+    *at = first;
     return parted;
   }
 
   /// Adds the deviations of a variable and their magnitudes.
-  static __device__ __forceinline__ void sum(const Stage& stage, int variable, bool parted,
-                                             float* total, float* magnitude) {
-#pragma unroll 8
-    for (int k = 0; k < kDepth; ++k) {
-      const int row = kAlong ? variable : k, column = kAlong ? k : variable;
-      float deviation = widened(stage.at[0][row][column]);
-      if (parted) deviation += widened(stage.at[1][row][column]);
-      *total += deviation;
-      *magnitude += fabs(deviation);
+  static __device__ __forceinline__ void sum(const Stage& stage, const Stage& second, bool parted,
+                                             int variable, Sums* sums) {
+    A total = 0, magnitude = 0;
+#pragma unroll 2
+    for (int k = 0; k < kDepth; k += kVector) {
+      Vector first, rest{};
+      if (kAlong) {
+        first = *reinterpret_cast<const Vector*>(stage.of(variable, k));
+        if (parted) rest = *reinterpret_cast<const Vector*>(second.of(variable, k));
+      }
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) {
+        if (!kAlong) {
+          first.at[e] = *stage.of(variable, k + e);
+          if (parted) rest.at[e] = *second.of(variable, k + e);
+        }
+        A deviation = widened(first.at[e]);
+        if constexpr (kParts) deviation += widened(rest.at[e]);
+        total += deviation;
+        magnitude += fabs(deviation);
+      }
     }
+    sums->sum += total;
+    sums->magnitude += magnitude;
   }
 
   __device__ __forceinline__ void clear() {
-    for_each_register([&](float& sum, float& promoted) { sum = promoted = 0; });
-  }
-  __device__ __forceinline__ void promote() {
-    for_each_register([&](float& sum, float& promoted) {
-      promoted += sum;
-      sum = 0;
-    });
-  }
-
-  __device__ __forceinline__ void multiply(const Stage& left, const Stage& right, bool parted) {
-#pragma unroll 1
-    for (int parts = 0; parts < (parted ? 4 : 1); ++parts)
-      multiply_parts(left, parts / 2, right, parts % 2);
-  }
-
-  /// f(row, column, sum) for all sums of this thread.
-  template <class F>
-  __device__ __forceinline__ void for_each(const F& f) const {
-    const int g = lane() / 4, t = lane() % 4;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e)
-          f(row() + 16 * i + g + e / 2 * 8, column() + 8 * j + 2 * t + e % 2, promoted_[i][j][e]);
+        for (int e = 0; e < kOwn; ++e) sums_[i][j][e] = 0;
       }
+    }
+  }
+
+  /// The quarter of a thread's warp begins here.
+  static __device__ __forceinline__ int row(int thread) { return thread / 64 * (kTile / 2); }
+  static __device__ __forceinline__ int column(int thread) { return thread / 32 % 2 * (kTile / 2); }
+
+  /// Puts the sums where they belong, or adds them to what is there. Many at a time: the memory is
+  /// far away.
+  __device__ __forceinline__ void give(A* to, int rows, int columns, bool adds) const {
+    const int thread = thread_anew(), g = thread % 32 / 4, t = thread % 4;
+#pragma unroll
+    for (int half = 0; half < kRows * kOwn / 2; ++half) {  // a row of an instruction's sums
+      const int i = half * 2 / kOwn, r = row(thread) + 8 * half + g;
+      const auto each = [&](const auto& f) {
+#pragma unroll
+        for (int e = 0; e < 2 * kColumns; ++e) {
+          const int c = column(thread) + e / 2 * 8 + 2 * t + e % 2;
+          if (r < rows && c < columns) f(to + r * columns + c, e);
+        }
+      };
+      A given[2 * kColumns] = {};
+      if (adds) each([&](const A* at, int e) { given[e] = *at; });
+      each([&](A* at, int e) { *at = given[e] + sums_[i][e / 2][(half * 2 + e % 2) % kOwn]; });
+    }
+  }
+
+  __device__ __forceinline__ void multiply(const Stage& left, const Stage& right) {
+    if constexpr (sizeof(T) == 2) {
+      multiply_halves(left, right);
+    } else if constexpr (sizeof(T) == 4) {
+      multiply_floats(left, right);
+    } else {
+      multiply_doubles(left, right);
     }
   }
 
  private:
-  // Warps are 2 x 4, of kRows x kColumns products of 16 x 8.
-  static constexpr int kRows = kTile / 32, kColumns = kTile / 32;
-  static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
-  static __device__ __forceinline__ int row() {
-    return static_cast<int>(threadIdx.x) / 128 * (kTile / 2);
-  }
-  static __device__ __forceinline__ int column() {
-    return static_cast<int>(threadIdx.x) / 32 % 4 * (kTile / 4);
-  }
+  static constexpr int kHeight = sizeof(T) == 8 ? 8 : 16;  // of an instruction's left matrix
+  static constexpr int kOwn = kHeight / 4;                 // of its sums, in a thread
+  static constexpr int kRows = kTile / 2 / kHeight, kColumns = kTile / 2 / 8;
 
-  template <class F>
-  __device__ __forceinline__ void for_each_register(const F& f) {
+  __device__ __forceinline__ void add(int j, const float (&chunk)[kRows][4]) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) f(sums_[i][j][e], promoted_[i][j][e]);
-      }
+      for (int e = 0; e < 4; ++e) sums_[i][j][e] += chunk[i][e];
     }
   }
 
-  /// The 8 x 8 matrices of variables by samples at (v, k), (v + 8, k), (v, k + 8), (v + 8, k + 8),
-  /// or with the second and third exchanged.
-  static __device__ __forceinline__ void load(uint32_t (&to)[4], const Stage& stage, int part,
-                                              int v, int k, bool samples_first) {
-    const int matrix = lane() / 8, r = lane() % 8;
-    const int dv = (samples_first ? matrix / 2 : matrix % 2) * 8;
-    const int dk = (samples_first ? matrix % 2 : matrix / 2) * 8;
-    load_matrices<!kAlong>(
-        to, kAlong ? &stage.at[part][v + dv + r][k + dk] : &stage.at[part][k + dk + r][v + dv]);
+  /// Four 8 x 8 matrices of variables by samples, each where its eight lanes say.
+  static __device__ __forceinline__ void load(uint32_t (&to)[4], const Stage& stage, int v, int k,
+                                              int r) {
+    load_matrices<!kAlong>(to, kAlong ? stage.of(v + r, k) : stage.of(v, k + r));
   }
 
-  __device__ __forceinline__ void multiply_parts(const Stage& left, int left_part,
-                                                 const Stage& right, int right_part) {
+  __device__ __forceinline__ void multiply_halves(const Stage& left, const Stage& right) {
+    const int thread = thread_anew(), matrix = thread % 32 / 8;
+    uint32_t l[2][kRows][4];
 #pragma unroll
-    for (int k = 0; k < kDepth; k += 16) {
-      uint32_t l[kRows][4], r[kColumns / 2][4];
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) load(l[i], left, left_part, row() + 16 * i, k, false);
+      for (int i = 0; i < kRows; ++i)
+        load(l[half][i], left, row(thread) + 16 * i + matrix % 2 * 8, 16 * half + matrix / 2 * 8,
+             thread % 8);
+    }
 #pragma unroll
-      for (int j = 0; j < kColumns / 2; ++j)
-        load(r[j], right, right_part, column() + 16 * j, k, true);
+    for (int j = 0; j < kColumns; ++j) {
+      uint32_t r[4];
+      load(r, right, column(thread) + 8 * j, matrix * 8, thread % 8);
+      float chunk[kRows][4] = {};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) multiply_add<T>(chunk[i], l[half][i], r + 2 * half);
+      }
+      add(j, chunk);
+    }
+  }
+
+  /// Two tf32 numbers whose sum is the value but for less than 2^-23 of it.
+  template <int N>
+  struct Split {
+    uint32_t large[N], small[N];
+    __device__ __forceinline__ void set(int e, float value) {
+      constexpr uint32_t kKept = 0xffffe000u;
+      uint32_t bits;
+      memcpy(&bits, &value, sizeof(bits));
+      large[e] = (bits + 0x1000u) & kKept;  // the nearest
+      float nearest;
+      memcpy(&nearest, &large[e], sizeof(nearest));
+      const float rest = value - nearest;
+      memcpy(&bits, &rest, sizeof(bits));
+      small[e] = bits & kKept;
+    }
+  };
+
+  __device__ __forceinline__ void multiply_floats(const Stage& left, const Stage& right) {
+    const int thread = thread_anew(), g = thread % 32 / 4, t = thread % 4;
+#pragma unroll 1
+    for (int k = 0; k < kDepth; k += 8) {
+      Split<4> l[kRows];
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-        for (int j = 0; j < kColumns; ++j) multiply_add<T>(sums_[i][j], l[i], &r[j / 2][j % 2 * 2]);
+        for (int e = 0; e < 4; ++e)
+          l[i].set(e, *left.of(row(thread) + 16 * i + g + e % 2 * 8, k + t + e / 2 * 4));
+      }
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        Split<2> r;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) r.set(e, *right.of(column(thread) + 8 * j + g, k + t + 4 * e));
+        float chunk[kRows][4] = {};
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) multiply_add<T>(chunk[i], l[i].small, r.large);
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) multiply_add<T>(chunk[i], l[i].large, r.small);
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) multiply_add<T>(chunk[i], l[i].large, r.large);
+        add(j, chunk);
+        if (j % 2 == 1) __syncwarp();  // do not load everything at once
       }
     }
   }
 
-  float sums_[kRows][kColumns][4], promoted_[kRows][kColumns][4];
+  __device__ __forceinline__ void multiply_doubles(const Stage& left, const Stage& right) {
+    const int thread = thread_anew(), g = thread % 32 / 4, t = thread % 4;
+#pragma unroll
+    for (int k = 0; k < kDepth; k += 4) {
+      double l[kRows], r[kColumns];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) l[i] = *left.of(row(thread) + 8 * i + g, k + t);
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) r[j] = *right.of(column(thread) + 8 * j + g, k + t);
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) multiply_add(sums_[i][j], l[i], r[j]);
+      }
+    }
+  }
+
+  A sums_[kRows][kColumns][kOwn];
 };
 
 }  // namespace infoslice::cuda

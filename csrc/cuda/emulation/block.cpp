@@ -2,7 +2,11 @@
 #include "cuda/emulation/block.h"
 
 #include <algorithm>
+#include <cstring>
 #include <sstream>
+#include <utility>
+
+#include "cuda/emulation/matrix.h"
 
 namespace infoslice::emulation {
 
@@ -26,6 +30,23 @@ bool finish_collective(CudaThread* const* warp, int lanes, const CudaThread& me)
     warp[i]->state = CudaThread::ready;
   }
   return true;
+}
+
+void copy_async(void* to, const void* from, size_t bytes) {
+  std::memset(to, 0xff, bytes);
+  this_thread().copies.push_back({to, from, bytes});
+}
+
+void commit_copies() {
+  CudaThread& thread = this_thread();
+  thread.groups.push_back(std::exchange(thread.copies, {}));
+}
+
+void wait_copies(size_t groups_left) {
+  auto& groups = this_thread().groups;
+  for (; groups.size() > groups_left; groups.pop_front()) {
+    for (const CudaThread::Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+  }
 }
 
 std::string at(Place place) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <random>
@@ -37,6 +38,13 @@ struct CudaThread {
   uint64_t values[3] = {};
   uint64_t received[3 * kWarp] = {};
   uint64_t block_votes = 0;  // how many __syncthreads_or it has come to
+  struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+  };
+  std::vector<Copy> copies;              // begun and not yet in a group
+  std::deque<std::vector<Copy>> groups;  // not yet waited for
 };
 CudaThread& this_thread();
 

@@ -14,8 +14,8 @@
 // With INFOSLICE_EMULATION_THREADS every CUDA thread is a thread of the system, for ThreadSanitizer:
 // a data race between CUDA threads is then one that it reports with file and line. (A deadlock ends
 // the program there.)
-// Matrix instructions are in matrix.h.
-// Not modelled: concurrency between blocks, asynchronous copies, the rounding of fast intrinsics.
+// Matrix instructions and asynchronous copies are in matrix.h.
+// Not modelled: concurrency between blocks, the rounding of fast intrinsics.
 #pragma once
 
 #define INFOSLICE_EMULATION 1

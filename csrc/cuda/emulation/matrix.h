@@ -1,6 +1,7 @@
-// The warp's matrix instructions for the emulation, and the conversion to float16. Who holds which element is the instructions',
-// and so is the rounding as far as it is known: products are exact, and a sum of 8 of them and the
-// accumulator is truncated, not rounded, to float.
+// The warp's matrix instructions for the emulation, asynchronous copies, and the conversion to
+// float16. Who holds which element is the instructions', and so is the rounding as far as it is known
+// (Fasi, Higham, Mikaitis and Pranesh 2021): products are exact, and sums of a few of them and the
+// accumulator are truncated, not rounded. Later devices have a bit more.
 #pragma once
 
 #include <algorithm>
@@ -46,36 +47,85 @@ inline void load_matrices(Place place, uint32_t (&to)[4], const void* row, bool 
   }
 }
 
-template <class Widen>
+/// A float as the tensor cores read a tf32: the last 13 bits do not count.
+inline float tf32(uint32_t bits) {
+  bits &= 0xffffe000u;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+/// A sum of floats as compute capability 8 gives it: all are cut off 24 bits below the leading bit of
+/// the largest, and the sum is cut off to float.
+template <int kCount>
+float truncated_sum(const double (&addends)[kCount]) {
+  double largest = 0, exact = 0;
+  for (double addend : addends) {
+    largest = std::max(largest, std::fabs(addend));
+    exact += addend;
+  }
+  if (!(largest > 0) || !std::isfinite(exact)) return static_cast<float>(exact);
+  const double unit = std::ldexp(1.0, std::ilogb(largest) - 24), units = 1 / unit;
+  double sum = 0;
+  for (double addend : addends) sum += static_cast<double>(static_cast<int64_t>(addend * units));
+  return truncated(sum * unit);
+}
+
+/// kPerWord elements to a word, of which kTogether are summed at a time.
+template <int kPerWord, int kTogether, class Widen>
 void multiply_add(Place place, float (&sums)[4], const uint32_t (&left)[4], const uint32_t* right,
                   const Widen& widen) {
   const auto pack = [](uint32_t low, uint32_t high) {
     return low | static_cast<uint64_t>(high) << 32;
   };
   // Rows 0 - 7 and rows 8 - 15 of the left matrix and the columns of the right one, each with its
-  // elements 0 - 7 in the low words and 8 - 15 in the high ones.
+  // words 0 - 3 in the low halves and 4 - 7 in the high ones.
   const uint64_t* top = exchange(Collective::matrix, 0xffffffffu, pack(left[0], left[2]), place,
                                  pack(left[1], left[3]), pack(right[0], right[1]));
   const uint64_t *bottom = top + 32, *columns = top + 64;
-  // Row or column g of a gathered matrix: two elements to a word, four words.
-  const auto unpack = [&](const uint64_t* all, int g, double (&elements)[16]) {
-    for (int k = 0; k < 16; ++k) {
-      const uint64_t word = all[4 * g + k % 8 / 2] >> (k / 8 * 32);
-      elements[k] = static_cast<double>(widen(static_cast<uint16_t>(word >> (k % 2 * 16))));
+  constexpr int kElements = 8 * kPerWord;
+  const auto unpack = [&](const uint64_t* all, int g, double (&elements)[kElements]) {
+    for (int word = 0; word < 8; ++word) {
+      const auto bits = static_cast<uint32_t>(all[4 * g + word % 4] >> (word / 4 * 32));
+      for (int e = 0; e < kPerWord; ++e)
+        elements[kPerWord * word + e] = static_cast<double>(widen(bits >> (16 * e)));
     }
   };
-  double rows[2][16], of[2][16];
+  double rows[2][kElements], of[2][kElements];
   unpack(top, lane() / 4, rows[0]);
   unpack(bottom, lane() / 4, rows[1]);
   unpack(columns, lane() % 4 * 2, of[0]);
   unpack(columns, lane() % 4 * 2 + 1, of[1]);
   for (int c = 0; c < 4; ++c) {
-    for (int k0 = 0; k0 < 16; k0 += 8) {
-      double sum = static_cast<double>(sums[c]);
-      for (int k = k0; k < k0 + 8; ++k) sum += rows[c / 2][k] * of[c % 2][k];
-      sums[c] = truncated(sum);
+    for (int k0 = 0; k0 < kElements; k0 += kTogether) {
+      double addends[kTogether + 1] = {static_cast<double>(sums[c])};
+      for (int k = 0; k < kTogether; ++k) addends[k + 1] = rows[c / 2][k0 + k] * of[c % 2][k0 + k];
+      sums[c] = truncated_sum(addends);
     }
   }
 }
+
+/// The product in double: fused multiply-adds.
+inline void multiply_add(Place place, double (&sums)[2], double left, double right) {
+  uint64_t bits[2];
+  std::memcpy(&bits[0], &left, sizeof(left));
+  std::memcpy(&bits[1], &right, sizeof(right));
+  const uint64_t* lefts = exchange(Collective::matrix, 0xffffffffu, bits[0], place, bits[1]);
+  const auto at = [&](int matrix, int g, int t) {
+    double value;
+    std::memcpy(&value, &lefts[32 * matrix + 4 * g + t], sizeof(value));
+    return value;
+  };
+  for (int c = 0; c < 2; ++c) {
+    for (int k = 0; k < 4; ++k)
+      sums[c] = std::fma(at(0, lane() / 4, k), at(1, lane() % 4 * 2 + c, k), sums[c]);
+  }
+}
+
+// Copies from global to shared memory that nobody waits for happen as late as they may, when their
+// thread waits for their group; until then there is poison at their place.
+void copy_async(void* to, const void* from, size_t bytes);
+void commit_copies();
+void wait_copies(size_t groups_left);
 
 }  // namespace infoslice::emulation

@@ -100,6 +100,16 @@ def test_many_samples_on_tensor_cores(emu):
     check(emu, samples((16_500, 5), torch.bfloat16))
 
 
+def test_floats_keep_their_digits_on_tensor_cores(emu):
+    # Variances are sums of positive terms: what a split into tf32 or a truncation loses adds up.
+    x = torch.randn(4096, 3)
+    for mean in (0.0, 100.0):
+        shifted = x + mean
+        cov = covariance(emu, shifted)[0][0]
+        expected = torch.cov(shifted.double().T)
+        assert ((cov - expected).diagonal().abs() <= 1e-6 * expected.diagonal()).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 3), (33, 64), (64, 130), (130, 5), (129, 129)])
 def test_cross(emu, dtype, rows, columns):

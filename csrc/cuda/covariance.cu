@@ -1,6 +1,6 @@
-// One kernel for the products and sums of a tile over a stretch of samples, one that puts the
-// stretches together. A task of the first is (tile, split of the samples, batch item), tiles next to
-// each other so that blocks that read the same samples run at the same time.
+// One kernel for the pilots, one for the products and sums of a tile over a stretch of samples, one
+// that puts the stretches together. A task of the second is (tile, split of the samples, batch item),
+// tiles next to each other so that blocks that read the same samples run at the same time.
 #include "covariance.h"
 
 #include <algorithm>

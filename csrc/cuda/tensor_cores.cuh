@@ -16,15 +16,14 @@ namespace infoslice::cuda {
 /// whose mean is within two standard deviations keep zero as their pilot and cost nothing: what that
 /// loses is a factor of five.
 ///
-/// float: a deviation is split into two tf32 numbers of 11 bits, of which the larger is the nearest:
-/// what they leave is below 2^-23 of it and of either sign. Three of the four products are summed; the
-/// fourth is below 2^-24, on average 2^-25.6 or less of the squares.
+/// float: a deviation is split into two tf32 numbers of 11 bits, of which the larger is the nearest
+/// (3xTF32). Three of the four products are summed, the small ones first.
 ///
 /// double: fused multiply-adds, rounded to nearest.
 ///
-/// The tensor cores truncate where they add floats, and so does every step of a sum, by up to
-/// 2^-24 of it for each addend (4 or 8 with compute capability 8). So the sums of kChunk samples
-/// begin at zero, the small products first, and are added to the others by ordinary arithmetic.
+/// The tensor cores truncate where they add floats, so their sums begin at zero for every 32 samples
+/// (16-bit types) or 8 (float), and are added to the others by ordinary arithmetic. csrc/covariance.h
+/// tells what is lost.
 template <class T, int kEdge, bool kAlong>
 struct TensorCores {
   using Element = T;
@@ -194,7 +193,7 @@ struct TensorCores {
     }
   }
 
-  /// Two tf32 numbers whose sum is the value but for less than 2^-23 of it.
+  /// Two tf32 numbers whose sum is the value but for at most 2^-22 of it.
   template <int N>
   struct Split {
     uint32_t large[N], small[N];

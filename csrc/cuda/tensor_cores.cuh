@@ -190,6 +190,7 @@ struct TensorCores {
         for (int i = 0; i < kRows; ++i) multiply_add<T>(chunk[i], l[half][i], r + 2 * half);
       }
       add(j, chunk);
+      if (j % 2 == 1) __syncwarp();  // do not load everything at once
     }
   }
 

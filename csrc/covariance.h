@@ -151,6 +151,17 @@ template <class T, class Out>
 int covariance(const SampleBatch& x, const SampleBatch* y, int64_t correction, Out* cov,
                Out* mean_x, Out* mean_y, void* workspace, void* stream);
 
+// covariance of bfloat16 and float16, of more than 64 variables, by Hopper's bulk copies and warpgroup
+// products (cuda/hopper.cu); no device has run it, so covariance() does not call it yet. Tiles of 128
+// variables all of which keep the pilot zero are multiplied as they are, summed over 128 samples in the tensor cores, over 16384 in float registers, over the
+// stretch in memory; the others are left to the portable kernel. Both work in the same workspace (4
+// bytes for each tile of variables more) and give NaN for the same. cudaErrorNotSupported, and nothing
+// done, where the device is not of compute capability 9.0, the build is not for it, or TMA cannot read
+// x: variables or innermost samples contiguous, all else at multiples of 16 bytes, five axes in all.
+template <class T, class Out>
+int covariance_hopper(const SampleBatch& x, int64_t correction, Out* cov, Out* mean,
+                      void* workspace, void* stream);
+
 // y as patches of kernels of one pixel.
 template <class T>
 size_t patch_covariance_workspace(const Patches& x, const Patches* y);

@@ -2,6 +2,11 @@
 // checks, allocation, device guard and stream are the host functions' (in _core).
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "bindings/cuda_kernels.h"
 
@@ -48,6 +53,40 @@ const CudaKernels kernels{
     cuda::pairwise_mi_workspace,
     {cuda::slice_table, cuda::slice_channels_workspace, cuda::slice_channels}};
 
+// covariance_hopper, which no op calls yet, for tests and benchmarks to call on raw addresses. Axes are
+// (size, stride in elements), outer ones first.
+using Axes = std::vector<std::pair<int64_t, int64_t>>;
+
+template <class F>
+auto with_hopper(const std::string& dtype, uintptr_t x, std::pair<int64_t, int64_t> variables,
+                 const Axes& samples, const Axes& batch, const F& f) {
+  if (samples.size() > 12 || batch.size() > 12 || (dtype != "bfloat16" && dtype != "float16"))
+    throw py::value_error("expected dtype bfloat16 or float16 and at most 12 axes");
+  SampleBatch to{
+      {reinterpret_cast<const void*>(x), variables.first, variables.second, {}, 0}, {}, 0};
+  for (const auto& [size, stride] : samples) to.first.axes[to.first.axes_count++] = {size, stride};
+  for (const auto& [size, stride] : batch) to.axes[to.axes_count++] = {size, stride};
+  return dtype == "bfloat16" ? f(to, bfloat16{}) : f(to, float16{});
+}
+
+size_t hopper_workspace(const std::string& dtype, uintptr_t x,
+                        std::pair<int64_t, int64_t> variables, const Axes& samples,
+                        const Axes& batch) {
+  return with_hopper(dtype, x, variables, samples, batch, [](const auto& from, auto element) {
+    return cuda::covariance_workspace<decltype(element)>(from, nullptr);
+  });
+}
+
+int hopper_covariance(const std::string& dtype, uintptr_t x, std::pair<int64_t, int64_t> variables,
+                      const Axes& samples, const Axes& batch, int64_t correction, uintptr_t cov,
+                      uintptr_t mean, uintptr_t workspace, uintptr_t stream) {
+  return with_hopper(dtype, x, variables, samples, batch, [&](const auto& from, auto element) {
+    return cuda::covariance_hopper<decltype(element), float>(
+        from, correction, reinterpret_cast<float*>(cov), reinterpret_cast<float*>(mean),
+        reinterpret_cast<void*>(workspace), reinterpret_cast<void*>(stream));
+  });
+}
+
 int device_count() {
   int count = 0;
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
@@ -62,5 +101,14 @@ PYBIND11_MODULE(_cuda, module) {
   module.attr("kernels") = py::capsule(&kernels, kCudaKernelsCapsule);
   module.def("device_count", &device_count,
              "CUDA devices that the runtime sees; 0 without a driver.");
+  module.def("hopper_workspace", &hopper_workspace, py::arg("dtype"), py::arg("x"),
+             py::arg("variables"), py::arg("samples"), py::arg("batch"),
+             "Bytes of the workspace of hopper_covariance.");
+  module.def(
+      "hopper_covariance", &hopper_covariance, py::arg("dtype"), py::arg("x"), py::arg("variables"),
+      py::arg("samples"), py::arg("batch"), py::arg("correction"), py::arg("cov"), py::arg("mean"),
+      py::arg("workspace"), py::arg("stream"),
+      "Covariance by TMA and wgmma on the current device; returns a cudaError_t, 801 if the\n"
+      "device or the layout does not allow it. cov and mean are float32.");
   module.attr("runtime_version") = CUDART_VERSION;
 }

@@ -8,6 +8,7 @@
 #include "cuda/covariance_finish.cuh"
 #include "cuda/covariance_pilot.cuh"
 #include "cuda/grid.h"
+#include "cuda/hopper.h"
 #include "cuda/tensor_cores.cuh"
 
 namespace infoslice::cuda {
@@ -16,6 +17,10 @@ namespace {
 constexpr int64_t kSplit = 64;      // splits are multiples of so many samples
 constexpr int64_t kOverhead = 300;  // what a task costs beside its samples, in samples
 constexpr unsigned kStages = 3;     // of samples in shared memory
+
+/// Whether the Hopper kernels may have done tasks already.
+template <class Math>
+constexpr bool kOnHopper = sizeof(typename Math::Element) == 2 && Math::kTile == kHopperTile;
 
 /// Shared memory of a block.
 template <class Math, class Source>
@@ -60,6 +65,9 @@ __global__ void __launch_bounds__(kProductThreads, Math::kBlocks)
       shared->sides = plan.symmetric && tile[0] == tile[1] ? 1 : 2;
     }
     __syncthreads();
+    if constexpr (kOnHopper<Math>) {
+      if (parts.unshifted(plan, shared->item, shared->tile[0], shared->tile[1])) continue;
+    }
     bool shifts = false;
     if (thread < kTile) {
 #pragma unroll 1
@@ -222,7 +230,8 @@ template <class A>
 size_t bytes_of(const Plan& plan) {
   return static_cast<size_t>(plan.items * plan.all_variables()) *
              (sizeof(double) + static_cast<size_t>(plan.splits) * sizeof(Sums)) +
-         static_cast<size_t>(plan.tasks() * plan.tile_size()) * sizeof(A);
+         static_cast<size_t>(plan.tasks() * plan.tile_size()) * sizeof(A) +
+         static_cast<size_t>(plan.items * plan.tile_columns) * sizeof(int);
 }
 
 template <class A>
@@ -232,6 +241,7 @@ Parts<A> parts_in(void* workspace, const Plan& plan) {
   parts.pilots =
       reinterpret_cast<double*>(parts.sums + plan.items * plan.splits * plan.all_variables());
   parts.products = reinterpret_cast<A*>(parts.pilots + plan.items * plan.all_variables());
+  parts.shifted = reinterpret_cast<int*>(parts.products + plan.tasks() * plan.tile_size());
   return parts;
 }
 
@@ -263,17 +273,39 @@ Unfolded source_of(const Patches& patches) {
 }
 
 template <class Math, class Source>
-cudaError_t run_products(const Inputs<Source>& inputs, const Plan& plan,
-                         const Parts<typename Math::Accumulator>& parts, void* stream) {
+cudaError_t run_pilots(const Inputs<Source>& inputs, const Plan& plan,
+                       const Parts<typename Math::Accumulator>& parts, void* stream) {
   using T = typename Math::Element;
   const auto covariance_pilots = pilots_kernel<T, Source, typename Math::Accumulator>;
   INFOSLICE_LAUNCH(covariance_pilots, grid(divide_up(plan.items * plan.all_variables(), kThreads)),
                    kThreads, 0, stream, inputs, plan, parts);
-  cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) return error;
+  return cudaGetLastError();
+}
+
+enum class Hopper { never, where_possible, only };
+constexpr Hopper kHopper = kHopperVerified ? Hopper::where_possible : Hopper::never;
+
+/// Where the Hopper kernels serve, the tiles that they leave are told by parts->shifted.
+template <class Math, class Input>
+cudaError_t run_hopper(Hopper hopper, const Input& x, const Input* y, const Plan& plan,
+                       Parts<typename Math::Accumulator>* parts, void* stream) {
+  cudaError_t error = cudaErrorNotSupported;
+  if constexpr (kOnHopper<Math> && std::is_same_v<Input, SampleBatch>) {
+    if (hopper != Hopper::never && y == nullptr)
+      error = hopper_products<typename Math::Element>(x, plan, *parts, stream);
+  }
+  if (error != cudaErrorNotSupported || hopper == Hopper::only) return error;
+  parts->shifted = nullptr;
+  return cudaSuccess;
+}
+
+template <class Math, class Source>
+cudaError_t run_products(const Inputs<Source>& inputs, const Plan& plan,
+                         const Parts<typename Math::Accumulator>& parts, void* stream) {
   const auto covariance_products = products_kernel<Math, Source>;
-  error = cudaFuncSetAttribute(covariance_products, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(sizeof(Shared<Math, Source>)));
+  const cudaError_t error =
+      cudaFuncSetAttribute(covariance_products, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(sizeof(Shared<Math, Source>)));
   if (error != cudaSuccess) return error;
   INFOSLICE_LAUNCH(covariance_products, grid(plan.tasks()), kProductThreads,
                    sizeof(Shared<Math, Source>), stream, inputs, plan, parts);
@@ -294,16 +326,18 @@ cudaError_t run_finish(const Plan& plan, const Parts<A>& parts, int64_t correcti
 }
 
 template <class Math, class Input, class Out>
-int run(const Input& x, const Input* y, int64_t correction, Out* cov, Out* mean_x, Out* mean_y,
-        void* workspace, void* stream) {
+int run(Hopper hopper, const Input& x, const Input* y, int64_t correction, Out* cov, Out* mean_x,
+        Out* mean_y, void* workspace, void* stream) {
   using A = typename Math::Accumulator;
   Plan plan;
   cudaError_t error = make_plan(x, y, Math::kTile, Math::kBlocks, &plan);
   if (error != cudaSuccess || plan.tasks() == 0) return error;
-  const Parts<A> parts = parts_in<A>(workspace, plan);
+  Parts<A> parts = parts_in<A>(workspace, plan);
   using Source = decltype(source_of<Math>(x));
   const Inputs<Source> inputs{{source_of<Math>(x), source_of<Math>(y == nullptr ? x : *y)}};
-  error = run_products<Math>(inputs, plan, parts, stream);
+  error = run_pilots<Math>(inputs, plan, parts, stream);
+  if (error == cudaSuccess) error = run_hopper<Math>(hopper, x, y, plan, &parts, stream);
+  if (error == cudaSuccess) error = run_products<Math>(inputs, plan, parts, stream);
   if (error != cudaSuccess) return error;
   // With few cells, small squares keep the device busy.
   return plan.tiles * plan.items < 8
@@ -356,7 +390,17 @@ template <class T, class Out>
 int covariance(const SampleBatch& x, const SampleBatch* y, int64_t correction, Out* cov,
                Out* mean_x, Out* mean_y, void* workspace, void* stream) {
   return with_math<T>(x, y, [&](auto math) {
-    return run<decltype(math)>(x, y, correction, cov, mean_x, mean_y, workspace, stream);
+    return run<decltype(math)>(kHopper, x, y, correction, cov, mean_x, mean_y, workspace, stream);
+  });
+}
+
+template <class T, class Out>
+int covariance_hopper(const SampleBatch& x, int64_t correction, Out* cov, Out* mean,
+                      void* workspace, void* stream) {
+  const SampleBatch* const none = nullptr;
+  return with_math<T>(x, none, [&](auto math) {
+    return run<decltype(math)>(Hopper::only, x, none, correction, cov, mean, mean, workspace,
+                               stream);
   });
 }
 
@@ -364,7 +408,8 @@ template <class T, class Out>
 int patch_covariance(const Patches& x, const Patches* y, int64_t correction, Out* cov, Out* mean_x,
                      Out* mean_y, void* workspace, void* stream) {
   return with_math<T>(x, y, [&](auto math) {
-    return run<decltype(math)>(x, y, correction, cov, mean_x, mean_y, workspace, stream);
+    return run<decltype(math)>(Hopper::never, x, y, correction, cov, mean_x, mean_y, workspace,
+                               stream);
   });
 }
 
@@ -382,6 +427,12 @@ INFOSLICE_INSTANTIATE(double)
 INFOSLICE_INSTANTIATE(float)
 INFOSLICE_INSTANTIATE(bfloat16)
 INFOSLICE_INSTANTIATE(float16)
+#define INFOSLICE_INSTANTIATE_HOPPER(T)                                                        \
+  template int covariance_hopper<T, float>(const SampleBatch&, int64_t, float*, float*, void*, \
+                                           void*);
+INFOSLICE_INSTANTIATE_HOPPER(bfloat16)
+INFOSLICE_INSTANTIATE_HOPPER(float16)
+#undef INFOSLICE_INSTANTIATE_HOPPER
 #undef INFOSLICE_INSTANTIATE
 #undef INFOSLICE_INSTANTIATE_OUT
 

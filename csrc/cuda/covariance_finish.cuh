@@ -35,6 +35,15 @@ struct Parts {
   Sums* sums;      // [side][item][split][variable]
   double* pilots;  // [side][item][variable]
   A* products;     // [item][split][tile][row][column]
+  // [item][tile of variables]: whether it has a pilot other than zero; null if nobody told.
+  int* shifted;
+
+  /// Whether both tiles are known to have no pilot but zero.
+  __device__ bool unshifted(const Plan& plan, int64_t item, int64_t i, int64_t j) const {
+    if (shifted == nullptr) return false;
+    const int* of_item = shifted + item * plan.tile_columns;
+    return (of_item[i] | of_item[j]) == 0;
+  }
 };
 
 __device__ inline void tile_at(const Plan& plan, int64_t tile, int64_t* i, int64_t* j) {

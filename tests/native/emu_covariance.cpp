@@ -90,6 +90,27 @@ py::tuple covariance_as(const py::array& x, const py::object& y, int channel, in
   return py::make_tuple(cov, mean_x, mean_y, bytes);
 }
 
+// Also tells, for each item and tile of 128 variables, whether it was left to the portable kernel.
+template <class T>
+py::tuple hopper_as(const py::array& x, int channel, int batch_dims, int64_t correction) {
+  const SampleBatch batch = batch_of(x, channel, batch_dims);
+  const int64_t variables = batch.first.variables, tiles = (variables + 127) / 128;
+  Array<float> cov({batch.items(), variables, variables}), mean({batch.items(), variables});
+  std::fill_n(cov.mutable_data(), cov.size(), -7.0f);
+  const size_t bytes = cuda::covariance_workspace<T>(batch, nullptr);
+  const std::unique_ptr<double[]> workspace(new double[(bytes + 7) / 8]);
+  std::memset(workspace.get(), 0xff, bytes);
+  const int error = cuda::covariance_hopper<T, float>(
+      batch, correction, cov.mutable_data(), mean.mutable_data(), workspace.get(), nullptr);
+  if (error == cudaErrorNotSupported) throw py::value_error("not supported");
+  check(error);
+  Array<int> shifted({batch.items(), tiles});
+  const auto* end = reinterpret_cast<const char*>(workspace.get()) + bytes;
+  std::memcpy(shifted.mutable_data(), end - shifted.nbytes(),
+              static_cast<size_t>(shifted.nbytes()));
+  return py::make_tuple(cov, mean, shifted);
+}
+
 /// f of an element and of a result.
 template <class F>
 py::tuple with_types(const std::string& dtype, bool wide, const F& f) {
@@ -117,11 +138,19 @@ py::tuple patch_covariance(const py::array& x, const py::object& y, const std::s
   });
 }
 
+py::tuple covariance_hopper(const py::array& x, const std::string& dtype, int channel,
+                            int batch_dims, int64_t correction, uint64_t seed) {
+  prepare(seed);
+  return dtype == "bfloat16" ? hopper_as<bfloat16>(x, channel, batch_dims, correction)
+                             : hopper_as<float16>(x, channel, batch_dims, correction);
+}
+
 }  // namespace
 
 void bind_covariance(py::module_& module) {
   module.def("covariance", &covariance);
   module.def("patch_covariance", &patch_covariance);
+  module.def("covariance_hopper", &covariance_hopper);
 }
 
 }  // namespace infoslice

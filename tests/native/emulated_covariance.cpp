@@ -84,6 +84,48 @@ bool compare_covariance(const char* type, int64_t n, int64_t rows, int64_t colum
   return good;
 }
 
+#ifndef INFOSLICE_EMULATION_THREADS
+constexpr int64_t kHopperSamples = 200, kHopperVariables = 72;
+#else
+constexpr int64_t kHopperSamples = 72, kHopperVariables = 72;
+#endif
+
+// The Hopper kernels against the portable ones, where variable `far` is far from zero (-1: none).
+bool compare_hopper(bool along, int64_t far) {
+  prepare(far + 2);
+  constexpr int64_t n = kHopperSamples, variables = kHopperVariables;
+  const std::unique_ptr<bfloat16[]> data(new bfloat16[n * variables]);
+  std::mt19937 random(1);
+  const int64_t stride = along ? n : 1, step = along ? 1 : variables;
+  for (int64_t v = 0; v < variables; ++v) {
+    for (int64_t k = 0; k < n; ++k)
+      set(data[static_cast<size_t>(v * stride + k * step)],
+          (v == far ? 90 : 0) + static_cast<int>(random() % 9) - 4);
+  }
+  SampleBatch x{};
+  x.first.data = data.get();
+  x.first.variables = variables;
+  x.first.stride = stride;
+  x.first.axes[0] = {n, step};
+  x.first.axes_count = 1;
+  std::vector<float> cov(variables * variables), mean(variables), expected(cov);
+  const std::unique_ptr<char[]> workspace(
+      new char[cuda::covariance_workspace<bfloat16>(x, nullptr)]);
+  const int error = cuda::covariance_hopper<bfloat16, float>(x, 1, cov.data(), mean.data(),
+                                                             workspace.get(), nullptr);
+  cuda::covariance<bfloat16, float>(x, nullptr, 1, expected.data(), mean.data(), nullptr,
+                                    workspace.get(), nullptr);
+  float worst = 0;
+  for (size_t e = 0; e < cov.size(); ++e) {
+    const float difference = std::abs(cov[e] - expected[e]);
+    worst = difference <= worst ? worst : difference;
+  }
+  const bool good = error == 0 && worst <= 1e-5f;
+  std::printf("covariance on Hopper%s%s: %s %s\n", along ? " along the samples" : "",
+              far < 0 ? "" : ", shifted", good ? "good" : "WRONG", emulation::report().c_str());
+  return good;
+}
+
 }  // namespace
 
 bool check_covariance() {
@@ -91,7 +133,9 @@ bool check_covariance() {
   for (bool along : {false, true}) {
     good = compare_covariance<float>("float", 40, 9, 0, along) && good;
     good = compare_covariance<bfloat16>("bfloat16", 40, 9, 0, along) && good;
+    good = compare_hopper(along, -1) && good;
     if (kThreads) continue;
+    good = compare_hopper(along, 5) && good;
     good = compare_covariance<float>("float", 33, 70, 13, along) && good;
     good = compare_covariance<double>("double", 40, 67, 0, along) && good;
     good = compare_covariance<bfloat16>("bfloat16", 64, 72, 0, along) && good;

@@ -62,6 +62,8 @@ std::string describe(const CudaThread* threads, int count) {
         return "returned";
       case CudaThread::at_barrier:
         return "at __syncthreads" + at(thread.place);
+      case CudaThread::at_condition:
+        return "at a barrier in shared memory" + at(thread.place);
       case CudaThread::at_collective: {
         std::ostringstream mask;
         mask << " of lanes 0x" << std::hex << thread.mask;

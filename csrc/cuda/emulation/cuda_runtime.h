@@ -14,8 +14,9 @@
 // With INFOSLICE_EMULATION_THREADS every CUDA thread is a thread of the system, for ThreadSanitizer:
 // a data race between CUDA threads is then one that it reports with file and line. (A deadlock ends
 // the program there.)
-// Matrix instructions and asynchronous copies are in matrix.h.
-// Not modelled: concurrency between blocks, the rounding of fast intrinsics.
+// Matrix instructions and asynchronous copies of vectors are in matrix.h; barriers in shared memory
+// and copies of tensors in async.h; the warpgroup's matrix products in warpgroup.h.
+// Not modelled: concurrency between blocks, the rounding of fast intrinsics, proxy fences.
 #pragma once
 
 #define INFOSLICE_EMULATION 1
@@ -50,15 +51,27 @@ enum cudaError_t {
   cudaErrorInvalidValue = 1,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorLaunchFailure = 719,
+  cudaErrorNotSupported = 801,
 };
 using cudaStream_t = struct CUstream_st*;
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 };
 
+enum cudaDriverEntryPointQueryResult {
+  cudaDriverEntryPointSuccess = 0,
+  cudaDriverEntryPointSymbolNotFound = 1
+};
+constexpr unsigned long long cudaEnableDefault = 0;
+
 cudaError_t cudaGetLastError();
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned version,
+                                             unsigned long long flags,
+                                             cudaDriverEntryPointQueryResult* result);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t stream);

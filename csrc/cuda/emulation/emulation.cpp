@@ -78,7 +78,7 @@ void launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t 
     const uint3 where{static_cast<unsigned>(index % grid.x),
                       static_cast<unsigned>(index / grid.x % grid.y),
                       static_cast<unsigned>(index / grid.x / grid.y)};
-    Block current(where, block, grid, shared.get(), body, random);
+    Block current(where, block, grid, shared.get(), shared_bytes, body, random);
     running_block = &current;
     std::string problem = current.run();
     running_block = nullptr;
@@ -106,6 +106,27 @@ bool sync_threads_or(Place place, bool predicate) {
   return last_yes.load(std::memory_order_relaxed) == vote;
 }
 
+namespace {
+constexpr uint32_t kSharedBegin = 1040;  // of the dynamic part: aligned to 16 bytes, not to more
+}
+
+uint32_t address_in_shared(const void* pointer) {
+  const auto offset = static_cast<const char*>(pointer) - static_cast<char*>(running_block->shared);
+  if (offset < 0 || static_cast<size_t>(offset) >= running_block->shared_bytes)
+    stop_kernel("an address outside dynamic shared memory");
+  return kSharedBegin + static_cast<uint32_t>(offset);
+}
+
+char* shared_at(uint32_t address) {
+  if (address < kSharedBegin || address - kSharedBegin >= running_block->shared_bytes)
+    stop_kernel("an address outside dynamic shared memory");
+  return static_cast<char*>(running_block->shared) + (address - kSharedBegin);
+}
+
+std::vector<std::array<uint64_t, 3>>& issued_products(int warpgroup) {
+  return running_block->issued[warpgroup];
+}
+
 unsigned ballot(Place place, unsigned mask, bool predicate) {
   const uint64_t* votes = exchange(Collective::vote, mask, predicate ? 1 : 0, place);
   unsigned result = 0;
@@ -127,9 +148,20 @@ cudaError_t cudaGetDevice(int* device) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount
-               ? 2
-               : static_cast<int>(infoslice::emulation::shared_limit);
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = 2;
+      break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = 9;
+      break;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = 0;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = static_cast<int>(infoslice::emulation::shared_limit);
+      break;
+  }
   return cudaSuccess;
 }
 

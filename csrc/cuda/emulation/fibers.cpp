@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <stdexcept>
 
 #include "cuda/emulation/block.h"
 
@@ -69,13 +70,33 @@ struct Block::Implementation {
   /// one barrier to the next some warps and some lanes are slow and sit rounds out; a warp that
   /// meets a slow one's data too early or too late then shows it.
   std::string run() {
+    try {
+      return rounds();
+    } catch (const std::runtime_error& error) {
+      return problem = error.what();
+    }
+  }
+
+  std::string rounds() {
     current_block = this;
     draw_laziness();
     std::vector<Fiber*> ready;
     for (;;) {
       ready.clear();
       for (Fiber& fiber : fibers) {
+        if (fiber.thread.state == CudaThread::at_condition && fiber.thread.condition())
+          fiber.thread.state = CudaThread::ready;
         if (fiber.thread.state == CudaThread::ready) ready.push_back(&fiber);
+      }
+      if (!under_way.empty() && (ready.empty() || random() % 4 == 0)) {  // in any order
+        if (in(CudaThread::returned) == fibers.size())
+          return problem = "the block ended while copies to its shared memory were under way";
+        std::swap(under_way[random() % under_way.size()], under_way.back());
+        const std::function<void()> operation = std::move(under_way.back());
+        under_way.pop_back();
+        operation();
+        if (!problem.empty()) return problem;
+        continue;
       }
       if (ready.empty()) {
         if (!release_barrier()) break;
@@ -103,13 +124,14 @@ struct Block::Implementation {
     }
   }
 
+  size_t in(CudaThread::State state) const {
+    return static_cast<size_t>(std::count_if(fibers.begin(), fibers.end(), [&](const Fiber& fiber) {
+      return fiber.thread.state == state;
+    }));
+  }
+
   /// Nobody can run: all have returned, or all wait at one barrier, or the kernel is wrong.
   bool release_barrier() {
-    const auto in = [&](CudaThread::State state) {
-      return static_cast<size_t>(
-          std::count_if(fibers.begin(), fibers.end(),
-                        [&](const Fiber& fiber) { return fiber.thread.state == state; }));
-    };
     if (in(CudaThread::returned) == fibers.size()) return false;
     const Place& first = fibers[0].thread.place;
     const bool one_barrier = in(CudaThread::at_barrier) == fibers.size() &&
@@ -156,6 +178,7 @@ struct Block::Implementation {
   }
 
   [[noreturn]] void stop(const std::string& what) {
+    if (current_fiber == nullptr) throw std::runtime_error(what);  // in the scheduler
     problem = what;
     for (;;) suspend(true);
   }
@@ -176,6 +199,7 @@ struct Block::Implementation {
 
   const std::function<void()>& body;
   std::mt19937_64& random;
+  std::vector<std::function<void()>> under_way;  // set off, not done
   std::vector<Fiber> fibers;
   ucontext_t scheduler;
   const void* scheduler_stack = nullptr;
@@ -183,9 +207,11 @@ struct Block::Implementation {
   std::string problem;
 };
 
-Block::Block(uint3 index, dim3 size, dim3 grid, void* shared_memory,
+Block::Block(uint3 index, dim3 size, dim3 grid, void* shared_memory, size_t bytes,
              const std::function<void()>& body, std::mt19937_64& random)
-    : shared(shared_memory), implementation_(new Implementation(index, size, grid, body, random)) {}
+    : shared(shared_memory),
+      shared_bytes(bytes),
+      implementation_(new Implementation(index, size, grid, body, random)) {}
 Block::~Block() = default;
 std::string Block::run() { return implementation_->run(); }
 
@@ -198,6 +224,20 @@ void sync_threads(Place place) {
   current_fiber->thread.place = place;
   current_block->suspend(false);
 }
+
+void wait_until(Place place, const std::function<bool()>& condition) {
+  CudaThread& me = current_fiber->thread;
+  me.condition = condition;
+  me.place = place;
+  me.state = CudaThread::at_condition;
+  current_block->suspend(false);
+}
+
+void atomically(const std::function<void()>& action) { action(); }
+void set_off(const std::function<void()>& operation) {
+  current_block->under_way.push_back(operation);
+}
+void stop_kernel(const std::string& what) { current_block->stop(what); }
 
 const uint64_t* exchange(Collective kind, unsigned mask, uint64_t value, Place place,
                          uint64_t second, uint64_t third) {

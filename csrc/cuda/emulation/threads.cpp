@@ -79,15 +79,17 @@ struct Block::Implementation {
   std::mt19937_64& random;
   std::vector<CudaThread> threads;
   std::vector<Warp> warps;
-  std::mutex barrier_mutex;
-  std::condition_variable barrier_changed;
+  std::mutex barrier_mutex, atomic_mutex;
+  std::condition_variable barrier_changed, atomic_changed;
   size_t arrived = 0;
   uint64_t generation = 0;
 };
 
-Block::Block(uint3 index, dim3 size, dim3 grid, void* shared_memory,
+Block::Block(uint3 index, dim3 size, dim3 grid, void* shared_memory, size_t bytes,
              const std::function<void()>& body, std::mt19937_64& random)
-    : shared(shared_memory), implementation_(new Implementation(index, size, grid, body, random)) {}
+    : shared(shared_memory),
+      shared_bytes(bytes),
+      implementation_(new Implementation(index, size, grid, body, random)) {}
 Block::~Block() = default;
 std::string Block::run() { return implementation_->run(); }
 
@@ -95,6 +97,20 @@ CudaThread& this_thread() { return *current_thread; }
 const Position& position() { return current_thread->position; }
 int lane() { return current_thread->index % kWarp; }
 void sync_threads(Place place) { current_block->sync(place); }
+
+void wait_until(Place place, const std::function<bool()>& condition) {
+  std::unique_lock<std::mutex> lock(current_block->atomic_mutex);
+  if (!current_block->atomic_changed.wait_for(lock, kPatience, condition))
+    stop("deadlock at a barrier in shared memory" + at(place));
+}
+
+void atomically(const std::function<void()>& action) {
+  const std::lock_guard<std::mutex> lock(current_block->atomic_mutex);
+  action();
+  current_block->atomic_changed.notify_all();
+}
+void set_off(const std::function<void()>& operation) { atomically(operation); }
+void stop_kernel(const std::string& what) { stop(what); }
 
 const uint64_t* exchange(Collective kind, unsigned mask, uint64_t value, Place place,
                          uint64_t second, uint64_t third) {

@@ -9,9 +9,9 @@
 #include "cholesky.h"
 #include "common/numeric.h"
 #include "covariance.h"
-#include "precision.h"
-#include "greedy.h"
 #include "gaussian_mi.h"
+#include "greedy.h"
+#include "precision.h"
 #include "slice_channels.h"
 
 namespace infoslice {

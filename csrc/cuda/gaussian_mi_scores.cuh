@@ -116,7 +116,7 @@ struct Pairs {
 
 /// Single variables, in the order x, y; a warp to each.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     pairs_kernel(const Joint<T> s, int64_t items, const Scores<T> scores) {
   constexpr int kRows = kThreads / 32, kColumns = 128;
   __shared__ double tile[kRows][kColumns + 1];

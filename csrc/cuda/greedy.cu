@@ -81,7 +81,14 @@ class Greedy {
     left_ = eliminations;
     stream_ = stream;
     const cudaStream_t on = static_cast<cudaStream_t>(stream);
-    const cudaError_t error = cudaMemsetAsync(choice.info, 0, sizeof(int32_t), on);
+    cudaError_t error = cudaMemsetAsync(choice.info, 0, sizeof(int32_t), on);
+    // Columns of channels that are gone are multiplied along, and never asked for.
+    for (const GreedyLayer& l : layers_) {
+      const size_t panel = static_cast<size_t>(block_ * l.r * l.stride) * sizeof(double);
+      for (double* of : {l.first.panel, l.second.panel}) {
+        if (error == cudaSuccess && of != nullptr) error = cudaMemsetAsync(of, 0, panel, on);
+      }
+    }
     if (error != cudaSuccess) return error;
     const size_t bytes = static_cast<size_t>(layers_[0].channels) * sizeof(int32_t);
     return cudaMemsetAsync(state_.open, 1, bytes, on);  // any number but 0

@@ -84,6 +84,69 @@ bool compare_covariance(const char* type, int64_t n, int64_t rows, int64_t colum
   return good;
 }
 
+// Receptive fields with padding, a stride and a dilation.
+template <class T>
+bool compare_patches(const char* type) {
+  prepare(3);
+  Patches p{};
+  p.images = 2;
+  p.channels = 3;
+  for (int d = 0; d < 2; ++d) {
+    p.size[d] = 6 - d;
+    p.kernel[d] = 3 - d;
+    p.step[d] = 1 + d;
+    p.padding[d] = 1;
+    p.dilation[d] = 1 + d;
+    p.out[d] =
+        (p.size[d] + 2 * p.padding[d] - p.dilation[d] * (p.kernel[d] - 1) - 1) / p.step[d] + 1;
+  }
+  p.pixel_stride[1] = 1;
+  p.pixel_stride[0] = p.size[1];
+  p.channel_stride = p.size[0] * p.size[1];
+  p.image_stride = p.channels * p.channel_stride;
+  const std::unique_ptr<T[]> data(new T[static_cast<size_t>(p.images * p.image_stride)]);
+  std::mt19937 random(5);
+  for (int64_t e = 0; e < p.images * p.image_stride; ++e)
+    set(data[static_cast<size_t>(e)], 20 + static_cast<int>(random() % 8));
+  p.data = data.get();
+  const int64_t variables = p.variables(), n = p.count();
+  std::vector<double> cov(static_cast<size_t>(variables * variables)),
+      mean(static_cast<size_t>(variables));
+  const std::unique_ptr<char[]> workspace(
+      new char[cuda::patch_covariance_workspace<T>(p, nullptr)]);
+  const int error = cuda::patch_covariance<T, double>(p, nullptr, 1, cov.data(), mean.data(),
+                                                      nullptr, workspace.get(), nullptr);
+  const auto value = [&](int64_t v, int64_t k) -> double {
+    const int64_t taps = p.kernel[0] * p.kernel[1], spots = p.out[0] * p.out[1];
+    const int64_t y =
+        k % spots / p.out[1] * p.step[0] - p.padding[0] + v % taps / p.kernel[1] * p.dilation[0];
+    const int64_t x = k % p.out[1] * p.step[1] - p.padding[1] + v % p.kernel[1] * p.dilation[1];
+    if (y < 0 || x < 0 || y >= p.size[0] || x >= p.size[1]) return 0;
+    return static_cast<double>(widen(data[static_cast<size_t>(
+        k / spots * p.image_stride + v / taps * p.channel_stride + y * p.size[1] + x)]));
+  };
+  const auto average = [&](int64_t v) {
+    double sum = 0;
+    for (int64_t k = 0; k < n; ++k) sum += value(v, k);
+    return sum / static_cast<double>(n);
+  };
+  double worst = 0;
+  for (int64_t i = 0; i < variables; ++i) {
+    for (int64_t j = 0; j < variables; ++j) {
+      const double mi = average(i), mj = average(j);
+      double sum = 0;
+      for (int64_t k = 0; k < n; ++k) sum += (value(i, k) - mi) * (value(j, k) - mj);
+      const double got = cov[static_cast<size_t>(i * variables + j)];
+      const double difference = std::abs(got - sum / static_cast<double>(n - 1));
+      worst = difference <= worst ? worst : difference;  // NaN too
+    }
+  }
+  const bool good = error == 0 && worst <= 1e-3;  // of variances of about 100
+  std::printf("covariance of patches, %s, off by %.1e: %s %s\n", type, worst,
+              good ? "good" : "WRONG", emulation::report().c_str());
+  return good;
+}
+
 #ifndef INFOSLICE_EMULATION_THREADS
 constexpr int64_t kHopperSamples = 200, kHopperVariables = 72;
 #else
@@ -134,6 +197,7 @@ bool check_covariance() {
     good = compare_covariance<float>("float", 40, 9, 0, along) && good;
     good = compare_covariance<bfloat16>("bfloat16", 40, 9, 0, along) && good;
     good = compare_hopper(along, -1) && good;
+    if (along) good = compare_patches<bfloat16>("bfloat16") && good;
     if (kThreads) continue;
     good = compare_hopper(along, 5) && good;
     good = compare_covariance<float>("float", 33, 70, 13, along) && good;
@@ -141,6 +205,7 @@ bool check_covariance() {
     good = compare_covariance<bfloat16>("bfloat16", 64, 72, 0, along) && good;
     good = compare_covariance<float16>("float16", 33, 5, 70, along) && good;
   }
+  if (!kThreads) good = compare_patches<double>("double") && good;
   return good;
 }
 

@@ -209,6 +209,15 @@ def test_a_model_too_large_for_memory():
     assert group.channels == 10**7
 
 
+def test_autocast_is_followed():
+    def forward(s, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return s.o(F.relu(s.q(x)))
+
+    graph = trace(Run(forward, q=nn.Linear(8, 6), o=nn.Linear(6, 4)), image(2, 3, 8))
+    assert [group.producers for group in graph.prunable] == [("q",)]
+
+
 # ---- left whole, with the reason
 
 
@@ -227,11 +236,6 @@ def heads(s, x):
 def glu_split(s, x):
     a, b = s.q(x).chunk(2, dim=-1)
     return s.o(F.silu(a) * b)
-
-
-def autocast(s, x):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        return s.o(F.relu(s.q(x)))
 
 
 def eca(s, x):
@@ -275,7 +279,6 @@ WHOLE = {
         lambda s, x: s.o((h := s.q(x)) * h.shape[-1] ** -0.5), {"q": 8}, "does not run alike: mul",
     ),
     "count as divisor": (lambda s, x: s.o((h := s.q(x)) / len(h[0, 0])), {"q": 8}, "not run alike"),
-    "autocast": (autocast, {"q": 8}, ""),
     "convolution along channels": (eca, {"q": 8}, "spatial or kernel axis"),
     "response norm": (lambda s, x: s.o(norm(s.q(x).transpose(1, 2)).transpose(1, 2)), {"q": 8}, ""),
     "crossed reshape": (

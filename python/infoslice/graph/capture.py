@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.export.graph_signature import InputKind
+from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
+from torch._subclasses.schema_check_mode import SchemaCheckMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from infoslice.graph.recording import Node, remembered
 from infoslice.graph.shell import Shell, TraceError, named_tensors
-from infoslice.graph.walk import module_path, tensor_shapes
 
 __all__ = ["Capture", "capture"]
 
@@ -26,9 +31,79 @@ class Capture:
     ``constants``: placeholders of tensors that are no part of the state (plain attributes).
     """
 
-    nodes: tuple[fx.Node, ...]
-    states: Mapping[fx.Node, str]
-    constants: frozenset[fx.Node]
+    nodes: tuple[Node, ...]
+    states: Mapping[Node, str]
+    constants: frozenset[Node]
+
+
+class _Recorder(SchemaCheckMode):
+    """Sees every operator as the model calls it, before autograd and before any decomposition.
+
+    torch lets three modes of its own stand there, by their type: this one is the lightest of them
+    by name and keeps nothing of it. Recording with torch.export is ten times slower.
+    """
+
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self, _dispatch_key=torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
+        self.nodes: list[Node] = []
+        self.constants: set[Node] = set()
+        self.modules: list[str] = [""]
+        # By identity: who made a tensor; the tensor is kept, so that no other takes its identity.
+        self._made: dict[int, tuple[Tensor, Node]] = {}
+        # torch hands out a copy of what a factory makes, which shares its memory.
+        self._factories: dict[int, tuple[Any, Node]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # What is changed in place is another node afterwards.
+        given = pytree.tree_map_only(Tensor, self.node_of, (args, kwargs))
+        result = func(*args, **kwargs)
+        node = self._call(func, given[0], given[1], result)
+        if isinstance(result, Tensor):
+            self._made[id(result)] = (result, node)
+            if not node.inputs:
+                memory = result.untyped_storage()
+                self._factories[memory._cdata] = (memory, node)
+        elif isinstance(result, (tuple, list)):
+            for i, item in enumerate(result):
+                if isinstance(item, Tensor):
+                    made = self._call(operator.getitem, (node, i), {}, item)
+                    self._made[id(item)] = (item, made)
+        return result
+
+    def enter(self, tensor: Tensor) -> Node:
+        """A tensor that comes from outside."""
+        node = Node("placeholder", value=remembered(tensor))
+        self.nodes.append(node)
+        self._made[id(tensor)] = (tensor, node)
+        return node
+
+    def leave(self, result: Any) -> None:
+        """The end: what the model returns."""
+        tensors = [self.node_of(t) for t in _tensors(result)]
+        self._append(Node("output", args=(tensors,)))
+
+    def node_of(self, tensor: Tensor) -> Node:
+        found = self._made.get(id(tensor))
+        if found is not None:
+            return found[1]
+        made = self._factories.get(tensor.untyped_storage()._cdata)
+        if made is not None and made[1].value == remembered(tensor):
+            return made[1]
+        node = self.enter(tensor)
+        self.constants.add(node)
+        return node
+
+    def _call(self, func: Any, args: Any, kwargs: Any, result: Any) -> Node:
+        return self._append(
+            Node("call_function", func, args, kwargs, remembered(result), self.modules[-1])
+        )
+
+    def _append(self, node: Node) -> Node:
+        self.nodes.append(node)
+        for used in node.inputs:
+            used.users[node] = None
+        return node
 
 
 def capture(shell: Shell, specs: Any) -> Capture:
@@ -37,74 +112,85 @@ def capture(shell: Shell, specs: Any) -> Capture:
     Raises TraceError naming the module whose forward failed, where that is known.
     """
     args, kwargs = shell.fakes(specs)
+    recorder = _Recorder()
+    states = {recorder.enter(tensor): name for name, tensor in named_tensors(shell.module)}
+    for tensor in _tensors((args, kwargs)):
+        recorder.enter(tensor)
     try:
-        with torch.no_grad(), _quiet():
-            program = torch.export.export(shell.module, args, kwargs, strict=False)
+        with (
+            _paths(shell.module, recorder.modules),
+            _as_exported(),
+            shell.mode,
+            enable_python_dispatcher(),
+            recorder,
+        ):
+            result = shell.module(*args, **kwargs)
+    except DynamicOutputShapeException as error:
+        place = f"module '{recorder.modules[-1]}'" if recorder.modules[-1] else "its own forward"
+        raise TraceError(
+            f"trace: argument model: expected sizes that do not depend on tensor values, got "
+            f"{error} in {place}; compute it outside the model, or prune the submodules before and "
+            f"after it on their own"
+        ) from error
     except Exception as error:  # whatever a foreign forward raises, under torch's own wrappers
-        raise TraceError(_explain(shell.module, error)) from error
-    first_name = {id(tensor): name for name, tensor in named_tensors(shell.module)}
-    every_name = dict(shell.module.named_parameters(remove_duplicate=False))
-    every_name.update(shell.module.named_buffers(remove_duplicate=False))  # type: ignore[arg-type]
-    kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    states: dict[fx.Node, str] = {}
-    constants: set[fx.Node] = set()
-    nodes = tuple(program.graph.nodes)
-    for node in nodes:
-        if node.op == "placeholder":
-            spec = kinds.get(node.name)
-            if spec is None or spec.kind == InputKind.USER_INPUT:
-                continue
-            tensor = every_name.get(spec.target or "")
-            if tensor is None:
-                constants.add(node)
-            else:
-                states[node] = first_name[id(tensor)]
-        _check_sizes(node)
-    return Capture(nodes, states, frozenset(constants))
+        raise TraceError(_explain(recorder.modules[-1], error)) from error
+    recorder.leave(result)
+    return Capture(tuple(recorder.nodes), states, frozenset(recorder.constants))
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """Tensors in a tree, and in the attributes of objects that torch cannot take apart."""
+    for leaf in pytree.tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)):
+            yield from _tensors(vars(leaf))
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings and no logged tracebacks: what goes wrong is raised, and some runs are trials."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    disabled = logger.disabled
-    logger.disabled = True
+def _paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
+    """Keep the paths of the modules that run on ``stack``; it is left as it was when one fails."""
+    handles = []
+    for path, module in model.named_modules():
+
+        def enter(*_: Any, path: str = path) -> None:
+            stack.append(path)
+
+        def leave(*_: Any, path: str = path) -> None:
+            while stack.pop() != path:  # those above it failed, and were let fail
+                pass
+
+        handles.append(module.register_forward_pre_hook(enter, prepend=True))
+        handles.append(module.register_forward_hook(leave))
     try:
-        with warnings.catch_warnings():
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _as_exported() -> Iterator[None]:
+    """No gradients, no warnings, no logged tracebacks: what goes wrong is raised.
+
+    Attention of torch runs its plain code rather than a fused kernel of another form.
+    """
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, fused = logger.disabled, torch.backends.mha.get_fastpath_enabled()
+    logger.disabled = True
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.disabled = disabled
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def _check_sizes(node: fx.Node) -> None:
-    for shape in tensor_shapes(node.meta.get("val")):
-        if not all(type(length) is int for length in shape):
-            path = module_path(node)
-            place = f"module '{path}'" if path else "its own forward"
-            raise TraceError(
-                f"trace: argument model: expected sizes that do not depend on tensor values, got "
-                f"{node.target} of shape {shape} in {place}; compute it outside the model, or "
-                f"prune the submodules before and after it on their own"
-            )
-
-
-def _explain(model: nn.Module, error: BaseException) -> str:
-    """The innermost module of ``model`` that was running, the error, and the way round."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    where: str | None = None
-    seen: set[int] = set()
-    chain: BaseException | None = error
-    while chain is not None and id(chain) not in seen:
-        seen.add(id(chain))
-        frame = chain.__traceback__
-        while frame is not None:
-            owner = frame.tb_frame.f_locals.get("self")
-            if isinstance(owner, nn.Module) and id(owner) in paths:
-                where = paths[id(owner)]
-            frame = frame.tb_next
-        chain = chain.__cause__ or chain.__context__
-    place = "" if where is None else f" in module '{where}'" if where else " in its own forward"
+def _explain(path: str, error: BaseException) -> str:
+    """The innermost module that was running, the error, and the way round."""
+    place = f" in module '{path}'" if path else " in its own forward"
     text = str(error).strip().splitlines()
     return (
         f"trace: argument model: expected a forward that runs the same operators whatever the "

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
 
 from infoslice.graph.dims import Atom, Dim
 from infoslice.graph.index_map import IndexMap
+from infoslice.graph.recording import Node
 from infoslice.graph.walk import Role
 
 __all__ = ["ChannelGraph", "ChannelGroup", "ChannelSlice", "Signature", "SizeSlice"]
@@ -85,8 +85,8 @@ class ChannelGroup:
 class Signature:
     """The captured operators with the predicted structure of every result, for checking copies."""
 
-    nodes: tuple[fx.Node, ...]
-    dims: Mapping[fx.Node, tuple[tuple[Dim, ...], ...]]
+    nodes: tuple[Node, ...]
+    dims: Mapping[Node, tuple[tuple[Dim, ...], ...]]
     atoms: Mapping[str, Atom]
 
 

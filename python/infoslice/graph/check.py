@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from infoslice.graph.capture import Capture, capture
 from infoslice.graph.channel_graph import ChannelGraph, Signature
 from infoslice.graph.cuts import axis_cuts, new_shapes, set_sizes, size_cuts
 from infoslice.graph.dims import Atom, size
+from infoslice.graph.recording import Node, call_site, operator_name, tensor_shapes
 from infoslice.graph.shell import Shell, TraceError, build_shell
-from infoslice.graph.walk import call_site, operator_name, tensor_shapes
 
 __all__ = ["check_keep", "failing_groups"]
 
@@ -91,13 +91,13 @@ def _difference(signature: Signature, pruned: Capture, kept: Mapping[Atom, int])
                 if repr(was) != repr(now):  # NaN is given as NaN
                     return f"{where} is given {now} instead of {was}"
         expected = [tuple(size(d, kept) for d in dims) for dims in signature.dims.get(before, ())]
-        got = tensor_shapes(after.meta.get("val"))
+        got = tensor_shapes(after.value)
         if expected != got:
             return f"{where} gives shapes {got} instead of {expected}"
     return None
 
 
-def _constants(node: fx.Node, order: Mapping[fx.Node, int]) -> list[Any]:
+def _constants(node: Node, order: Mapping[Node, int]) -> list[Any]:
     """The arguments that must not change: everything but sizes, tensors by position."""
     name = operator_name(node)
     result: list[Any] = []
@@ -105,14 +105,14 @@ def _constants(node: fx.Node, order: Mapping[fx.Node, int]) -> list[Any]:
         if label == "groups" and "conv" in name:
             continue  # a depthwise convolution has as many as channels
         for leaf in pytree.tree_leaves(given):
-            if isinstance(leaf, fx.Node):
+            if isinstance(leaf, Node):
                 result.append(f"the result of operator {order[leaf]}")
             elif not (name in _TOLD_SIZES and type(leaf) is int and given is not leaf):
                 result.append(leaf)  # all but sizes within a list
     return result
 
 
-def _arguments(node: fx.Node) -> list[tuple[str, Any]]:
+def _arguments(node: Node) -> list[tuple[str, Any]]:
     """Names and values, with the defaults that the recording leaves out."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return [("", value) for value in (*node.args, *node.kwargs.values())]

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from infoslice.graph.channel_graph import ChannelGraph
-from infoslice.graph.walk import module_path
+from infoslice.graph.recording import Node
 
 __all__ = ["Step", "following"]
 
@@ -27,7 +27,7 @@ class Step:
 
     module: str
     is_norm: bool
-    _node: fx.Node
+    _node: Node
 
     def apply(self, model: nn.Module, x: Tensor) -> Tensor:
         """The operation with the parameters of ``model``, in evaluation mode."""
@@ -45,27 +45,27 @@ def following(graph: ChannelGraph) -> dict[str, tuple[Step, ...]]:
     listed: what follows may differ from call to call.
     """
     calls = [node for node in graph.signature.nodes if node.op == "call_function"]
-    layers = Counter(module_path(node) for node in calls if _name(node) in _LAYERS)
-    norms = Counter(module_path(node) for node in calls if _name(node) in _NORMS)
+    layers = Counter(node.module for node in calls if _name(node) in _LAYERS)
+    norms = Counter(node.module for node in calls if _name(node) in _NORMS)
     return {
-        module_path(node): _chain(node, norms)
+        node.module: _chain(node, norms)
         for node in calls
-        if _name(node) in _LAYERS and layers[module_path(node)] == 1
+        if _name(node) in _LAYERS and layers[node.module] == 1
     }
 
 
-def _chain(node: fx.Node, norms: Counter[str]) -> tuple[Step, ...]:
+def _chain(node: Node, norms: Counter[str]) -> tuple[Step, ...]:
     steps: list[Step] = []
     while len(node.users) == 1:
         (node,) = node.users
         name = _name(node)
         is_norm = name in _NORMS
-        if not (is_norm or name in _POINTWISE) or (is_norm and norms[module_path(node)] > 1):
+        if not (is_norm or name in _POINTWISE) or (is_norm and norms[node.module] > 1):
             break
-        steps.append(Step(module_path(node), is_norm, node))
+        steps.append(Step(node.module, is_norm, node))
     return tuple(steps)
 
 
-def _name(node: fx.Node) -> str:
+def _name(node: Node) -> str:
     """``relu`` for both ``aten.relu.default`` and ``aten.relu_.default``."""
     return str(node.target).removeprefix("aten.").partition(".")[0].rstrip("_")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import fx
-
 from infoslice.graph.dims import Atom, Dim, size
-from infoslice.graph.walk import Result, Value, Walk, fresh, rule, shape_of
+from infoslice.graph.recording import Node, shape_of
+from infoslice.graph.walk import Result, Value, Walk, fresh, rule
 
 __all__ = ["broadcast"]
 
@@ -25,14 +24,14 @@ zeros_like ones_like full_like empty_like
 
 
 @rule(*(f"aten::{name}" for name in _NAMES.split()))
-def _pointwise(walk: Walk, node: fx.Node) -> Result:
+def _pointwise(walk: Walk, node: Node) -> Result:
     values = walk.inputs(node)
     if _base(node) in ("type_as", "to"):
         values = values[:1]  # another tensor may be there for its dtype and device
     # A number may have been computed from a channel count (x * c**-0.5).
     walk.baked |= any(type(given) in (int, float) for given in node.args)
     dims = broadcast(walk, node, values)
-    val = node.meta.get("val")
+    val = node.value
     if isinstance(val, (tuple, list)):
         return tuple(Value(dims) for _ in val)
     source = walk.value(node.args[0])
@@ -42,7 +41,7 @@ def _pointwise(walk: Walk, node: fx.Node) -> Result:
 
 
 @rule("aten::_assert_tensor_metadata")
-def _assertion(walk: Walk, node: fx.Node) -> None:
+def _assertion(walk: Walk, node: Node) -> None:
     """Recorded beside a change of dtype; yields nothing and couples nothing."""
 
 
@@ -52,11 +51,11 @@ _IDENTITY = frozenset(
 )
 
 
-def _base(node: fx.Node) -> str:
+def _base(node: Node) -> str:
     return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
-def broadcast(walk: Walk, node: fx.Node, values: list[Value]) -> tuple[Dim, ...]:
+def broadcast(walk: Walk, node: Node, values: list[Value]) -> tuple[Dim, ...]:
     """Axes aligned from the right; an axis of length 1 follows the others and binds nothing."""
     rank = max((len(value.dims) for value in values), default=0)
     out: list[Dim] = []
@@ -71,14 +70,14 @@ def broadcast(walk: Walk, node: fx.Node, values: list[Value]) -> tuple[Dim, ...]
 
 @rule("aten::zeros", "aten::ones", "aten::full", "aten::new_zeros", "aten::new_ones",
       "aten::new_full")  # fmt: skip
-def _constant(walk: Walk, node: fx.Node) -> Result:
+def _constant(walk: Walk, node: Node) -> Result:
     """All entries are equal, so that any may go; whether the size follows is checked by a run."""
     walk.baked = True
     return fresh(node)
 
 
 @rule("aten::expand", "aten::broadcast_to", "aten::expand_as")
-def _expand(walk: Walk, node: fx.Node) -> Value:
+def _expand(walk: Walk, node: Node) -> Value:
     x, shape = walk.tensor(node.args[0]), shape_of(node)
     walk.baked = True
     out: list[Dim] = [Atom(n) for n in shape[: len(shape) - len(x.dims)]]

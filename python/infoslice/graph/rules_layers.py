@@ -5,30 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import fx
-
 from infoslice.graph.dims import Atom, Dim, Prod
-from infoslice.graph.walk import MULTIPLIER, SPATIAL, Value, Walk, argument, rule, shape_of
+from infoslice.graph.recording import Node, argument, shape_of
+from infoslice.graph.walk import MULTIPLIER, SPATIAL, Value, Walk, rule
 
 __all__: list[str] = []
 
 
 @rule("aten::conv1d", "aten::conv2d", "aten::conv3d")
-def _conv(walk: Walk, node: fx.Node) -> Value:
+def _conv(walk: Walk, node: Node) -> Value:
     return _convolution(walk, node, argument(node, 6, "groups", 1), transposed=False)
 
 
 @rule("aten::conv_transpose1d", "aten::conv_transpose2d", "aten::conv_transpose3d")
-def _conv_transpose(walk: Walk, node: fx.Node) -> Value:
+def _conv_transpose(walk: Walk, node: Node) -> Value:
     return _convolution(walk, node, argument(node, 6, "groups", 1), transposed=True)
 
 
 @rule("aten::convolution", "aten::_convolution")
-def _any_conv(walk: Walk, node: fx.Node) -> Value:
+def _any_conv(walk: Walk, node: Node) -> Value:
     return _convolution(walk, node, node.args[8], transposed=bool(node.args[6]))
 
 
-def _convolution(walk: Walk, node: fx.Node, groups: Any, *, transposed: bool) -> Value:
+def _convolution(walk: Walk, node: Node, groups: Any, *, transposed: bool) -> Value:
     """Weight [C_out, C_in / groups, *kernel]; transposed: [C_in, C_out / groups, *kernel]."""
     x, weight = walk.tensor(argument(node, 0, "input")), walk.tensor(argument(node, 1, "weight"))
     bias = walk.value(argument(node, 2, "bias"))
@@ -77,7 +76,7 @@ def _convolution(walk: Walk, node: fx.Node, groups: Any, *, transposed: bool) ->
 
 
 @rule("aten::linear")
-def _linear(walk: Walk, node: fx.Node) -> Value:
+def _linear(walk: Walk, node: Node) -> Value:
     weight = walk.tensor(argument(node, 1, "weight"))
     x = walk.tensor(argument(node, 0, "input"))
     result = _contract(walk, node, x, weight, transpose=True)
@@ -85,7 +84,7 @@ def _linear(walk: Walk, node: fx.Node) -> Value:
 
 
 @rule("aten::matmul", "aten::mm")
-def _matmul(walk: Walk, node: fx.Node) -> Value:
+def _matmul(walk: Walk, node: Node) -> Value:
     x, y = walk.tensor(node.args[0]), walk.tensor(node.args[1])
     if len(y.dims) != 2 or y.tensor is None:
         reason = f"{walk.where(node)} is a product of activations"
@@ -95,13 +94,13 @@ def _matmul(walk: Walk, node: fx.Node) -> Value:
 
 
 @rule("aten::addmm")
-def _addmm(walk: Walk, node: fx.Node) -> Value:
+def _addmm(walk: Walk, node: Node) -> Value:
     x, y = walk.tensor(node.args[1]), walk.tensor(node.args[2])
     result = _contract(walk, node, x, y, transpose=False)
     return _add_bias(walk, node, result, walk.tensor(node.args[0]))
 
 
-def _contract(walk: Walk, node: fx.Node, x: Value, y: Value, *, transpose: bool) -> Value:
+def _contract(walk: Walk, node: Node, x: Value, y: Value, *, transpose: bool) -> Value:
     """The product of x [..., in] and weight y, [out, in] if ``transpose``, else [in, out]."""
     if y.tensor is None or len(y.dims) != 2:
         reason = f"{walk.where(node)} has a weight that is computed in forward"
@@ -116,7 +115,7 @@ def _contract(walk: Walk, node: fx.Node, x: Value, y: Value, *, transpose: bool)
     return Value((*x.dims[:-1], y.dims[out_axis]))
 
 
-def _add_bias(walk: Walk, node: fx.Node, result: Value, bias: Value | None) -> Value:
+def _add_bias(walk: Walk, node: Node, result: Value, bias: Value | None) -> Value:
     if bias is not None:
         if len(bias.dims) != 1 or bias.tensor is None:
             reason = f"{walk.where(node)} has a bias that is computed in forward"
@@ -128,7 +127,7 @@ def _add_bias(walk: Walk, node: fx.Node, result: Value, bias: Value | None) -> V
 
 
 @rule("aten::embedding")
-def _embedding(walk: Walk, node: fx.Node) -> Value:
+def _embedding(walk: Walk, node: Node) -> Value:
     weight, index = walk.tensor(node.args[0]), walk.tensor(node.args[1])
     walk.pin([weight.dims[0]], f"{walk.where(node)} looks its rows up by index")
     walk.use(node, weight, 1, "out")
@@ -140,7 +139,7 @@ def _embedding(walk: Walk, node: fx.Node) -> Value:
 
 
 def _per_channel(
-    walk: Walk, node: fx.Node, x: Value, channel: int, others: Sequence[Any], attribute: str
+    walk: Walk, node: Node, x: Value, channel: int, others: Sequence[Any], attribute: str
 ) -> None:
     """Weights, biases and running statistics [C] go with axis ``channel`` of x."""
     for argument_ in others:
@@ -157,23 +156,23 @@ def _per_channel(
 
 
 @rule("aten::batch_norm", "aten::cudnn_batch_norm", "aten::instance_norm")
-def _batch_norm(walk: Walk, node: fx.Node) -> Value | tuple[Value | None, ...]:
+def _batch_norm(walk: Walk, node: Node) -> Value | tuple[Value | None, ...]:
     x = walk.tensor(node.args[0])
     _per_channel(walk, node, x, 1, [argument(node, i, "") for i in range(1, 5)], "num_features")
     return _same(x, node)
 
 
 @rule("aten::native_batch_norm", "aten::_native_batch_norm_legit_no_training")
-def _native_batch_norm(walk: Walk, node: fx.Node) -> tuple[Value | None, ...]:
+def _native_batch_norm(walk: Walk, node: Node) -> tuple[Value | None, ...]:
     x = walk.tensor(node.args[0])
     _per_channel(walk, node, x, 1, node.args[1:5], "num_features")
     # The saved statistics are empty or per channel; nothing in a forward reads them.
-    saved = [Value(tuple(Atom(n, SPATIAL) for n in v.shape)) for v in node.meta["val"][1:]]
+    saved = [Value(tuple(Atom(n, SPATIAL) for n in v.shape)) for v in node.value[1:]]
     return (Value(x.dims), *saved)
 
 
 @rule("aten::layer_norm", "aten::rms_norm")
-def _layer_norm(walk: Walk, node: fx.Node) -> Value:
+def _layer_norm(walk: Walk, node: Node) -> Value:
     x = walk.tensor(node.args[0])
     count = len(argument(node, 1, "normalized_shape"))
     if count != 1:
@@ -189,7 +188,7 @@ def _layer_norm(walk: Walk, node: fx.Node) -> Value:
 
 
 @rule("aten::group_norm")
-def _group_norm(walk: Walk, node: fx.Node) -> Value:
+def _group_norm(walk: Walk, node: Node) -> Value:
     x = walk.tensor(node.args[0])
     others = [argument(node, 2, "weight"), argument(node, 3, "bias")]
     groups = argument(node, 1, "num_groups")
@@ -202,7 +201,7 @@ def _group_norm(walk: Walk, node: fx.Node) -> Value:
 
 
 @rule("aten::prelu", "aten::_prelu_kernel")
-def _prelu(walk: Walk, node: fx.Node) -> Value:
+def _prelu(walk: Walk, node: Node) -> Value:
     x, weight = walk.tensor(node.args[0]), walk.tensor(node.args[1])
     if shape_of(node.args[1])[-1:] != (1,) and len(x.dims) > 1:
         _per_channel(walk, node, x, 1, [node.args[1]], "num_parameters")
@@ -211,9 +210,9 @@ def _prelu(walk: Walk, node: fx.Node) -> Value:
     return Value(x.dims)
 
 
-def _same(x: Value, node: fx.Node) -> Value | tuple[Value | None, ...]:
+def _same(x: Value, node: Node) -> Value | tuple[Value | None, ...]:
     """``x`` itself, or x and untracked statistics where the operator returns a tuple."""
-    val = node.meta["val"]
+    val = node.value
     if not isinstance(val, (tuple, list)):
         return Value(x.dims)
     rest = [Value(tuple(Atom(n, SPATIAL) for n in item.shape)) for item in val[1:]]

@@ -6,20 +6,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from torch import fx
-
 from infoslice.graph.dims import Atom, Dim, Prod, Sum, resolve, size, split_atom
-from infoslice.graph.walk import (
-    SPATIAL,
-    Result,
-    Value,
-    Walk,
-    argument,
-    fresh,
-    operator_name,
-    rule,
-    shape_of,
-)
+from infoslice.graph.recording import Node, argument, operator_name, shape_of
+from infoslice.graph.walk import SPATIAL, Result, Value, Walk, fresh, rule
 
 __all__: list[str] = []
 
@@ -41,14 +30,14 @@ def _reorder(x: Value, order: Sequence[int]) -> Value:
 
 
 @rule("aten::permute")
-def _permute(walk: Walk, node: fx.Node) -> Value:
+def _permute(walk: Walk, node: Node) -> Value:
     x = walk.tensor(node.args[0])
     return _reorder(x, _axes(argument(node, 1, "dims"), len(x.dims)))
 
 
 @rule("aten::t", "aten::numpy_T", "aten::mT", "aten::adjoint", "aten::transpose", "aten::swapaxes",
       "aten::swapdims")  # fmt: skip
-def _transpose(walk: Walk, node: fx.Node) -> Value:
+def _transpose(walk: Walk, node: Node) -> Value:
     x = walk.tensor(node.args[0])
     order = list(range(len(x.dims)))
     name = operator_name(node).rstrip("_")
@@ -63,7 +52,7 @@ def _transpose(walk: Walk, node: fx.Node) -> Value:
 
 
 @rule("aten::movedim", "aten::moveaxis")
-def _movedim(walk: Walk, node: fx.Node) -> Value:
+def _movedim(walk: Walk, node: Node) -> Value:
     x = walk.tensor(node.args[0])
     rank = len(x.dims)
     source = _axes(argument(node, 1, "source"), rank)
@@ -83,7 +72,7 @@ _TOLD_NO_SIZE = ("aten::flatten", "aten::squeeze", "aten::unsqueeze", "aten::vie
 @rule("aten::view", "aten::reshape", "aten::_unsafe_view", "aten::view_copy", "aten::view_as",
       "aten::reshape_as", "aten::flatten", "aten::unflatten", "aten::squeeze",
       "aten::unsqueeze")  # fmt: skip
-def _view(walk: Walk, node: fx.Node) -> Result:
+def _view(walk: Walk, node: Node) -> Result:
     """Row-major regrouping: the factors of the input, outermost first, are dealt out again."""
     x = walk.tensor(node.args[0])
     if "dtype" in str(node.target):
@@ -116,7 +105,7 @@ def _view(walk: Walk, node: fx.Node) -> Result:
 
 
 @rule("aten::repeat", "aten::tile")
-def _repeat(walk: Walk, node: fx.Node) -> Result:
+def _repeat(walk: Walk, node: Node) -> Result:
     x, shape = walk.tensor(node.args[0]), shape_of(node)
     walk.baked = True
     dims = [Atom(1)] * (len(shape) - len(x.dims)) + list(x.dims)
@@ -133,8 +122,8 @@ def _repeat(walk: Walk, node: fx.Node) -> Result:
 
 
 @rule("aten::cat", "aten::concat", "aten::concatenate")
-def _cat(walk: Walk, node: fx.Node) -> Result:
-    values = [walk.tensor(item) for item in node.args[0]]  # type: ignore[union-attr]
+def _cat(walk: Walk, node: Node) -> Result:
+    values = [walk.tensor(item) for item in node.args[0]]
     rank = len(shape_of(node))
     if any(len(value.dims) != rank for value in values):
         return walk.unknown(node)  # empty one-dimensional tensors of old
@@ -149,8 +138,8 @@ def _cat(walk: Walk, node: fx.Node) -> Result:
 
 
 @rule("aten::stack")
-def _stack(walk: Walk, node: fx.Node) -> Result:
-    values = [walk.tensor(item) for item in node.args[0]]  # type: ignore[union-attr]
+def _stack(walk: Walk, node: Node) -> Result:
+    values = [walk.tensor(item) for item in node.args[0]]
     rank = len(shape_of(node))
     axis = _axes(argument(node, 1, "dim", 0), rank)[0]
     for value in values[1:]:
@@ -164,7 +153,7 @@ def _stack(walk: Walk, node: fx.Node) -> Result:
 @rule("aten::pad", "aten::constant_pad_nd", "aten::reflection_pad1d", "aten::reflection_pad2d",
       "aten::reflection_pad3d", "aten::replication_pad1d", "aten::replication_pad2d",
       "aten::replication_pad3d")  # fmt: skip
-def _pad(walk: Walk, node: fx.Node) -> Value:
+def _pad(walk: Walk, node: Node) -> Value:
     x, amounts = walk.tensor(node.args[0]), list(argument(node, 1, "pad"))
     dims, shape = list(x.dims), shape_of(node)
     for i in range(len(amounts) // 2):
@@ -179,7 +168,7 @@ def _pad(walk: Walk, node: fx.Node) -> Value:
 # ---- cutting: the axis that is cut stays whole, the others pass
 
 
-def _cut(walk: Walk, node: fx.Node, x: Value, axis: int, *, drop: bool = False) -> Result:
+def _cut(walk: Walk, node: Node, x: Value, axis: int, *, drop: bool = False) -> Result:
     reason = f"{walk.where(node)} takes a part of the axis"
     walk.pin([x.dims[axis]], reason)
     result = fresh(node, reason)
@@ -196,7 +185,7 @@ def _replaced(
 
 
 @rule("aten::slice", "aten::narrow")
-def _slice(walk: Walk, node: fx.Node) -> Result:
+def _slice(walk: Walk, node: Node) -> Result:
     x = walk.tensor(node.args[0])
     axis = _axes(argument(node, 1, "dim", 0), len(x.dims))[0]
     start, end = argument(node, 2, "start"), argument(node, 3, "end")
@@ -209,27 +198,27 @@ def _slice(walk: Walk, node: fx.Node) -> Result:
 
 @rule("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split",
       "aten::unsafe_split", "aten::unsafe_chunk")  # fmt: skip
-def _split(walk: Walk, node: fx.Node) -> Result:
+def _split(walk: Walk, node: Node) -> Result:
     x = walk.tensor(node.args[0])
     return _cut(walk, node, x, _axes(argument(node, 2, "dim", 0), len(x.dims))[0])
 
 
 @rule("aten::select")
-def _select(walk: Walk, node: fx.Node) -> Result:
+def _select(walk: Walk, node: Node) -> Result:
     x = walk.tensor(node.args[0])
     axis = _axes(argument(node, 1, "dim", 0), len(x.dims))[0]
     return _cut(walk, node, x, axis, drop=True)
 
 
 @rule("aten::unbind")
-def _unbind(walk: Walk, node: fx.Node) -> Result:
+def _unbind(walk: Walk, node: Node) -> Result:
     x = walk.tensor(node.args[0])
     axis = _axes(argument(node, 1, "dim", 0), len(x.dims))[0]
     return _cut(walk, node, x, axis, drop=True)
 
 
 @rule("aten::flip")
-def _flip(walk: Walk, node: fx.Node) -> Value:
+def _flip(walk: Walk, node: Node) -> Value:
     x = walk.tensor(node.args[0])
     reason = f"{walk.where(node)} reverses the axis"
     dims = list(x.dims)
@@ -244,7 +233,7 @@ def _flip(walk: Walk, node: fx.Node) -> Value:
 @rule("aten::mean", "aten::sum", "aten::amax", "aten::amin", "aten::max", "aten::min", "aten::prod",
       "aten::var", "aten::std", "aten::logsumexp", "aten::argmax", "aten::argmin", "aten::norm",
       "aten::linalg_vector_norm", "aten::any", "aten::all", "aten::median")  # fmt: skip
-def _reduce(walk: Walk, node: fx.Node) -> Result:
+def _reduce(walk: Walk, node: Node) -> Result:
     """``max(x, y)`` of two tensors is entrywise and left to its own name, ``maximum``."""
     values = walk.inputs(node)
     position = 2 if operator_name(node) in ("aten::norm", "aten::linalg_vector_norm") else 1
@@ -263,7 +252,7 @@ def _reduce(walk: Walk, node: fx.Node) -> Result:
             return Value(tuple(Atom(1) if i in reduced else d for i, d in enumerate(x.dims)))
         return Value(tuple(d for i, d in enumerate(x.dims) if i not in reduced))
 
-    val = node.meta["val"]
+    val = node.value
     if isinstance(val, (tuple, list)):
         return tuple(left(tuple(item.shape)) for item in val)
     return left(tuple(val.shape))
@@ -272,7 +261,7 @@ def _reduce(walk: Walk, node: fx.Node) -> Result:
 @rule("aten::softmax", "aten::_softmax", "aten::log_softmax", "aten::_log_softmax",
       "aten::cumsum", "aten::cumprod", "aten::glu", "aten::sort", "aten::topk",
       "aten::roll")  # fmt: skip
-def _along_axis(walk: Walk, node: fx.Node) -> Result:
+def _along_axis(walk: Walk, node: Node) -> Result:
     """Operators that mix the entries along one axis; sort and topk default to the last."""
     name = operator_name(node)
     x = walk.tensor(node.args[0])
@@ -291,7 +280,7 @@ def _along_axis(walk: Walk, node: fx.Node) -> Result:
             tuple(Atom(shape[i], reason) if i in axes else d for i, d in enumerate(x.dims))
         )
 
-    val = node.meta["val"]
+    val = node.value
     if isinstance(val, (tuple, list)):
         return tuple(result(tuple(item.shape)) for item in val)
     return result(tuple(val.shape))
@@ -300,10 +289,10 @@ def _along_axis(walk: Walk, node: fx.Node) -> Result:
 # ---- pooling and resampling: trailing axes change, batch and channel axes pass
 
 
-def _trailing(walk: Walk, node: fx.Node, *, count: int) -> Result:
+def _trailing(walk: Walk, node: Node, *, count: int) -> Result:
     x = walk.tensor(node.args[0])
     walk.pin(x.dims[-count:], SPATIAL)
-    val = node.meta["val"]
+    val = node.value
     items = val if isinstance(val, (tuple, list)) else (val,)
     made = tuple(
         Value((*x.dims[:-count], *(Atom(n, SPATIAL) for n in item.shape[-count:])))

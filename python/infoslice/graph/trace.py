@@ -129,7 +129,7 @@ def _enter(
         if node.op != "placeholder":
             continue
         state = captured.states.get(node)
-        shape = getattr(node.meta.get("val"), "shape", None)
+        shape = getattr(node.value, "shape", None)
         if state is not None:
             if state not in walk.weights:
                 sizes = tensors[state].shape

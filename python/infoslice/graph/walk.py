@@ -8,20 +8,16 @@ keep as attributes (``Walk.size_attribute``). An operator without a rule pins al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, fx
-from torch.utils import _pytree as pytree
-
 from infoslice.graph.dims import Atom, Dim, pin, size, unify
+from infoslice.graph.recording import Node, Shape, call_site, operator_name, tensor_shapes
 
 __all__ = [
     "MULTIPLIER", "SPATIAL", "Result", "Role", "Rule", "SizeUse", "Use", "Value", "Walk",
-    "argument", "call_site", "fresh", "module_path", "operator_name", "rule", "rules", "shape_of",
-    "tensor_shapes",
+    "fresh", "rule", "rules",
 ]  # fmt: skip
 
 Role = Literal["out", "in", "follow"]
@@ -65,7 +61,7 @@ class SizeUse:
 
 
 Result = Value | tuple[Value | None, ...] | None
-Rule = Callable[["Walk", fx.Node], Result]
+Rule = Callable[["Walk", Node], Result]
 rules: dict[str, Rule] = {}
 
 
@@ -86,7 +82,7 @@ class Walk:
 
     module_of: Callable[[str, str], str]
     weights: dict[str, Value] = field(default_factory=dict)
-    values: dict[fx.Node, Result] = field(default_factory=dict)
+    values: dict[Node, Result] = field(default_factory=dict)
     uses: list[Use] = field(default_factory=list)
     sizes: list[SizeUse] = field(default_factory=list)
     layers: dict[str, None] = field(default_factory=dict)
@@ -95,22 +91,22 @@ class Walk:
 
     # ---- running
 
-    def run(self, nodes: Iterable[fx.Node]) -> None:
+    def run(self, nodes: Iterable[Node]) -> None:
         """Apply the rules to all ``call_function`` nodes in order."""
         for node in nodes:
             if node.op == "call_function":
                 for value in self.inputs(node):
                     if value.tensor is not None:
-                        self.layers[self.module_of(value.tensor, module_path(node))] = None
+                        self.layers[self.module_of(value.tensor, node.module)] = None
                 self.values[node] = self._apply(node)
             elif node.op == "output":
                 for value in self.inputs(node):
                     self.pin(value.dims, "model output")
 
-    def _apply(self, node: fx.Node) -> Result:
+    def _apply(self, node: Node) -> Result:
         name = operator_name(node)
         if name == "getitem":
-            source = self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+            source = self.values.get(node.args[0]) if isinstance(node.args[0], Node) else None
             index = node.args[1]
             return source[index] if isinstance(source, tuple) and isinstance(index, int) else None
         function = rules.get(name) or rules.get(name.rstrip("_"))
@@ -122,7 +118,7 @@ class Walk:
             # Arguments that the rule does not foresee: whole, never guessed.
             return self.unknown(node, f"{self.where(node)} is not understood: {error}")
         made = [tuple(map(size, value.dims)) for value in _flat(result) if value is not None]
-        if made != tensor_shapes(node.meta.get("val")):
+        if made != tensor_shapes(node.value):
             # A form of the operator that the rule does not foresee: whole, never guessed.
             reason = f"{self.where(node)} has a form that is not understood"
             for value in _flat(result):
@@ -133,16 +129,16 @@ class Walk:
 
     # ---- what rules read
 
-    def inputs(self, node: fx.Node) -> list[Value]:
+    def inputs(self, node: Node) -> list[Value]:
         """Every tensor argument, nested ones included."""
         found: list[Value] = []
-        for argument in node.all_input_nodes:
+        for argument in node.inputs:
             found.extend(value for value in _flat(self.values.get(argument)) if value is not None)
         return found
 
     def value(self, argument: Any) -> Value | None:
         """The tensor a node argument stands for, None for None and numbers."""
-        result = self.values.get(argument) if isinstance(argument, fx.Node) else None
+        result = self.values.get(argument) if isinstance(argument, Node) else None
         return result if isinstance(result, Value) else None
 
     def tensor(self, argument: Any) -> Value:
@@ -152,13 +148,13 @@ class Walk:
             raise AssertionError(f"expected a tensor argument, got {argument!r}")
         return value
 
-    def where(self, node: fx.Node) -> str:
+    def where(self, node: Node) -> str:
         """Operator and module path, for reasons."""
         return call_site(node)
 
     # ---- what rules say
 
-    def unify(self, node: fx.Node, first: Dim, second: Dim) -> None:
+    def unify(self, node: Node, first: Dim, second: Dim) -> None:
         """The two axes are the same channels."""
         unify(first, second, f"{self.where(node)} joins axes of different structure")
 
@@ -167,19 +163,19 @@ class Walk:
         for dim in dims:
             pin(dim, reason)
 
-    def use(self, node: fx.Node, value: Value | None, axis: int, role: Role) -> None:
+    def use(self, node: Node, value: Value | None, axis: int, role: Role) -> None:
         """A layer writes, reads or carries channels along ``axis`` of a weight."""
         if value is not None and value.tensor is not None:
-            module = self.module_of(value.tensor, module_path(node))
+            module = self.module_of(value.tensor, node.module)
             self.uses.append(Use(value.tensor, value.axes[axis], role, module))
 
     def size_attribute(
-        self, node: fx.Node, attribute: str, dim: Dim, position: int | None = None
+        self, node: Node, attribute: str, dim: Dim, position: int | None = None
     ) -> None:
         """The module of ``node`` may keep the length of ``dim`` under ``attribute``."""
-        self.sizes.append(SizeUse(module_path(node), attribute, position, dim))
+        self.sizes.append(SizeUse(node.module, attribute, position, dim))
 
-    def unknown(self, node: fx.Node, reason: str | None = None) -> Result:
+    def unknown(self, node: Node, reason: str | None = None) -> Result:
         """Pin all axes of all tensors that go in and come out."""
         reason = reason or f"{self.where(node)} is not understood"
         for value in self.inputs(node):
@@ -187,56 +183,17 @@ class Walk:
         return fresh(node, reason)
 
 
-def fresh(node: fx.Node, reason: str | None = None) -> Result:
+def fresh(node: Node, reason: str | None = None) -> Result:
     """New dimensions for the result of ``node``, shaped as it is."""
-    val = node.meta.get("val")
-    if isinstance(val, Tensor):
+    val = node.value
+    if isinstance(val, Shape):
         return Value(tuple(Atom(n, reason) for n in val.shape))
     if isinstance(val, (tuple, list)):
         return tuple(
-            Value(tuple(Atom(n, reason) for n in item.shape)) if isinstance(item, Tensor) else None
+            Value(tuple(Atom(n, reason) for n in item.shape)) if isinstance(item, Shape) else None
             for item in val
         )
     return None
-
-
-def operator_name(node: fx.Node) -> str:
-    """Schema name without overload (``aten::add``), or the name of a plain function."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name
-    return getattr(target, "__name__", str(target))
-
-
-def module_path(node: fx.Node) -> str:
-    """Path of the innermost module whose forward made the call; '' is the model itself."""
-    stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
-    path = list(stack.values())[-1][0] if stack else ""
-    return ".".join(part.partition("@")[0] for part in path.split("."))
-
-
-def call_site(node: fx.Node) -> str:
-    """Operator and module path, as text."""
-    path = module_path(node)
-    name = operator_name(node).removeprefix("aten::")
-    return f"{name} in '{path}'" if path else f"{name} in the model's own forward"
-
-
-def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    """An operator argument given by position or by name."""
-    if len(node.args) > position:
-        return node.args[position]
-    return node.kwargs.get(name, default)
-
-
-def shape_of(node: Any) -> tuple[int, ...]:
-    """Shape of the tensor a node yields."""
-    return tuple(node.meta["val"].shape)
-
-
-def tensor_shapes(val: Any) -> list[tuple[int, ...]]:
-    """Shapes of the tensors in a node's value, in order."""
-    return [tuple(leaf.shape) for leaf in pytree.tree_leaves(val) if isinstance(leaf, Tensor)]
 
 
 def _flat(result: Result) -> tuple[Value | None, ...]:

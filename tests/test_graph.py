@@ -221,6 +221,22 @@ def test_autocast_is_followed():
 # ---- left whole, with the reason
 
 
+def test_a_tensor_reached_past_the_dispatcher_stays_whole():
+    def forward(s, x):
+        h = s.q(x)
+        return s.o(h) + s.p(h.data)
+
+    def mapped(s, x):
+        h = s.q(x)
+        return s.o(h) + torch.vmap(s.p)(h)
+
+    for run in (forward, mapped):
+        model = Run(run, q=nn.Linear(8, 6), o=nn.Linear(6, 4), p=nn.Linear(6, 4))
+        graph = trace(model, image(2, 3, 8))
+        assert graph.prunable == ()
+        assert "tensor_data" in graph.whole["q"]
+
+
 def attention(s, x):
     q, k, v = s.q(x), s.k(x), s.v(x)
     return s.o(torch.softmax(q @ k.transpose(1, 2), -1) @ v)

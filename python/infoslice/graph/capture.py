@@ -50,8 +50,7 @@ class _Recorder(SchemaCheckMode):
         self.modules: list[str] = [""]
         # By identity: who made a tensor; the tensor is kept, so that no other takes its identity.
         self._made: dict[int, tuple[Tensor, Node]] = {}
-        # torch hands out a copy of what a factory makes, which shares its memory.
-        self._factories: dict[int, tuple[Any, Node]] = {}
+        self._memory: dict[int, Node] = {}  # by memory: the first node that lies there
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -60,22 +59,18 @@ class _Recorder(SchemaCheckMode):
         result = func(*args, **kwargs)
         node = self._call(func, given[0], given[1], result)
         if isinstance(result, Tensor):
-            self._made[id(result)] = (result, node)
-            if not node.inputs:
-                memory = result.untyped_storage()
-                self._factories[memory._cdata] = (memory, node)
+            self._keep(result, node)
         elif isinstance(result, (tuple, list)):
             for i, item in enumerate(result):
                 if isinstance(item, Tensor):
-                    made = self._call(operator.getitem, (node, i), {}, item)
-                    self._made[id(item)] = (item, made)
+                    self._keep(item, self._call(operator.getitem, (node, i), {}, item))
         return result
 
     def enter(self, tensor: Tensor) -> Node:
         """A tensor that comes from outside."""
         node = Node("placeholder", value=remembered(tensor))
         self.nodes.append(node)
-        self._made[id(tensor)] = (tensor, node)
+        self._keep(tensor, node)
         return node
 
     def leave(self, result: Any) -> None:
@@ -87,12 +82,21 @@ class _Recorder(SchemaCheckMode):
         found = self._made.get(id(tensor))
         if found is not None:
             return found[1]
-        made = self._factories.get(tensor.untyped_storage()._cdata)
-        if made is not None and made[1].value == remembered(tensor):
-            return made[1]
-        node = self.enter(tensor)
-        self.constants.add(node)
-        return node
+        first = self._memory.get(_memory_of(tensor))
+        if first is None:
+            node = self.enter(tensor)
+            self.constants.add(node)
+            return node
+        if first.target is not None and not first.inputs and first.value == remembered(tensor):
+            return first  # torch hands out a copy of what a factory makes
+        # Reached past the dispatcher (``x.data``): an operator without a rule, so all stays whole.
+        alias = self._call(tensor_data, (first,), {}, tensor)
+        self._keep(tensor, alias)
+        return alias
+
+    def _keep(self, tensor: Tensor, node: Node) -> None:
+        self._made[id(tensor)] = (tensor, node)
+        self._memory.setdefault(_memory_of(tensor), node)
 
     def _call(self, func: Any, args: Any, kwargs: Any, result: Any) -> Node:
         return self._append(
@@ -104,6 +108,18 @@ class _Recorder(SchemaCheckMode):
         for used in node.inputs:
             used.users[node] = None
         return node
+
+
+def _memory_of(tensor: Tensor) -> int:
+    """The identity of its memory; torch.func wraps tensors in others that have none."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    memory: int = tensor.untyped_storage()._cdata
+    return memory
+
+
+def tensor_data() -> None:
+    """Stands in a recording for a tensor that shares memory with another, nobody saw how."""
 
 
 def capture(shell: Shell, specs: Any) -> Capture:

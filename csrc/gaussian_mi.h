@@ -69,6 +69,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 namespace infoslice {
 
@@ -80,6 +81,12 @@ struct MutualInformation {
   int64_t group_size;
   double noise_variance;  // >= 0, finite
 };
+
+/// The largest unexplained share of a variance that rounding alone can leave over for the k-th
+/// variable, or among k of them.
+inline double rounding_floor(int64_t k) {
+  return 4 * static_cast<double>(k) * std::numeric_limits<double>::epsilon();
+}
 
 namespace cpu {
 

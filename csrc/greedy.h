@@ -69,7 +69,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include "gaussian_mi.h"
@@ -100,11 +99,6 @@ struct LayerPair {
   MatrixView<T> first, second;
   int64_t r;
 };
-
-/// The largest unexplained share of a variance that rounding alone can leave over among n variables.
-inline double rounding_floor(int64_t n) {
-  return 4 * static_cast<double>(n) * std::numeric_limits<double>::epsilon();
-}
 
 namespace cpu {
 

@@ -16,12 +16,6 @@ namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-/// The largest unexplained share of a variance that rounding alone can leave over for the k-th
-/// variable.
-double rounding_floor(int64_t k) {
-  return 4 * static_cast<double>(k) * std::numeric_limits<double>::epsilon();
-}
-
 struct Score {
   double nats;
   int64_t info;

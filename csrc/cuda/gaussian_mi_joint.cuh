@@ -33,7 +33,7 @@ __device__ __forceinline__ bool usable_variance(double variance) {
   return variance > 0 && isfinite(variance);
 }
 
-/// What rounding alone can leave over of a variance of 1, as the k-th variable.
+/// As that of gaussian_mi.h, on the device.
 __device__ __forceinline__ double rounding_floor(int64_t k) {
   return 4 * static_cast<double>(k) * 2.220446049250313e-16;
 }

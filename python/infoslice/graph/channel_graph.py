@@ -83,10 +83,14 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Signature:
-    """The captured operators with the predicted structure of every result, for checking copies."""
+    """The captured operators with the predicted structure of every result, for checking copies.
+
+    ``starts``: what a slice leaves out before the piece it takes.
+    """
 
     nodes: tuple[Node, ...]
     dims: Mapping[Node, tuple[tuple[Dim, ...], ...]]
+    starts: Mapping[Node, Dim]
     atoms: Mapping[str, Atom]
 
 

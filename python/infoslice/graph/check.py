@@ -18,8 +18,19 @@ from infoslice.graph.capture import Capture, capture
 from infoslice.graph.channel_graph import ChannelGraph, Signature
 from infoslice.graph.cuts import axis_cuts, new_shapes, set_sizes, size_cuts
 from infoslice.graph.dims import Atom, size
-from infoslice.graph.recording import Node, call_site, operator_name, tensor_shapes
+from infoslice.graph.recording import (
+    Node,
+    argument,
+    call_site,
+    operator_name,
+    shape_of,
+    tensor_shapes,
+)
 from infoslice.graph.shell import Shell, TraceError, build_shell
+
+_CUTS = frozenset(
+    "aten::" + name for name in ("slice", "narrow", "split", "split_with_sizes", "unsafe_split")
+)
 
 __all__ = ["check_keep", "failing_groups"]
 
@@ -90,6 +101,11 @@ def _difference(signature: Signature, pruned: Capture, kept: Mapping[Atom, int])
             for was, now in zip(old, new, strict=True):
                 if repr(was) != repr(now):  # NaN is given as NaN
                     return f"{where} is given {now} instead of {was}"
+        if before in signature.starts:
+            start = argument(after, 2, "start") or 0
+            predicted = size(signature.starts[before], kept)
+            if start not in (predicted, predicted - _sliced_length(after)):
+                return f"{where} begins at {start} instead of {predicted}"
         expected = [tuple(size(d, kept) for d in dims) for dims in signature.dims.get(before, ())]
         got = tensor_shapes(after.value)
         if expected != got:
@@ -97,13 +113,21 @@ def _difference(signature: Signature, pruned: Capture, kept: Mapping[Atom, int])
     return None
 
 
+def _sliced_length(node: Node) -> int:
+    """Of the axis that a slice cuts, before."""
+    shape = shape_of(node.args[0])
+    return shape[int(argument(node, 1, "dim", 0)) % len(shape)]
+
+
 def _constants(node: Node, order: Mapping[Node, int]) -> list[Any]:
     """The arguments that must not change: everything but sizes, tensors by position."""
     name = operator_name(node)
     result: list[Any] = []
     for label, given in _arguments(node):
-        if label == "groups" and "conv" in name:
+        if (label == "groups" and "conv" in name) or label == "num_groups":
             continue  # a depthwise convolution has as many as channels
+        if name in _CUTS and label in ("start", "end", "length", "split_size"):
+            continue  # where pieces begin and end is compared with the prediction
         for leaf in pytree.tree_leaves(given):
             if isinstance(leaf, Node):
                 result.append(f"the result of operator {order[leaf]}")

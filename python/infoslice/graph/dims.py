@@ -25,7 +25,7 @@ from infoslice.graph.index_map import IndexMap
 
 __all__ = [
     "Atom", "Dim", "Prod", "Sum",
-    "atoms", "index_maps", "pin", "product", "resolve", "size", "split_atom", "unify",
+    "atoms", "index_maps", "parts", "pin", "product", "resolve", "size", "split_atom", "unify",
 ]  # fmt: skip
 
 
@@ -116,6 +116,46 @@ def split_atom(atom: Atom, children: tuple[int, ...], *, nested: bool) -> tuple[
     fresh = tuple(Atom(child, atom.reason) for child in children)
     atom.bound = Prod(fresh) if nested else Sum(fresh)
     return fresh
+
+
+def parts(dim: Dim, sizes: tuple[int, ...]) -> tuple[Dim, ...] | None:
+    """``dim`` cut into consecutive pieces of these sizes, None where its structure forbids it."""
+    rest: list[Dim] = [resolve(dim)]
+    pieces: list[Dim] = []
+    for wanted in sizes:
+        taken: list[Dim] = []
+        missing = wanted
+        while missing:
+            first = resolve(rest.pop(0))
+            if isinstance(first, Sum):
+                rest[:0] = first.parts
+                continue
+            if size(first) > missing:
+                cut = _cut_off(first, missing)
+                if cut is None:
+                    return None
+                first, behind = cut
+                rest.insert(0, behind)
+            taken.append(first)
+            missing -= size(first)
+        pieces.append(taken[0] if len(taken) == 1 else Sum(tuple(taken)))
+    return tuple(pieces)
+
+
+def _cut_off(dim: Dim, length: int) -> tuple[Dim, Dim] | None:
+    """An atom, or a product whose outermost factor can be cut, as two pieces laid end to end."""
+    if isinstance(dim, Atom):
+        first, behind = split_atom(dim, (length, dim.size - length), nested=False)
+        return first, behind
+    if isinstance(dim, Prod):
+        inner = dim.factors[1:]
+        step = math.prod(map(size, inner))
+        outer = resolve(dim.factors[0])
+        if length % step == 0:
+            cut = parts(outer, (length // step, size(outer) - length // step))
+            if cut is not None:
+                return product((cut[0], *inner)), product((cut[1], *inner))
+    return None
 
 
 def unify(first: Dim, second: Dim, reason: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from infoslice.graph.dims import Atom, Dim, Prod
+from infoslice.graph.dims import Atom, Dim, Prod, size
 from infoslice.graph.recording import Node, argument, shape_of
+from infoslice.graph.rules_attention import product_of_activations
 from infoslice.graph.walk import MULTIPLIER, SPATIAL, Value, Walk, rule
 
 __all__: list[str] = []
@@ -62,15 +63,25 @@ def _convolution(walk: Walk, node: Node, groups: Any, *, transposed: bool) -> Va
         walk.size_attribute(node, "in_channels", x.dims[channel])
         walk.size_attribute(node, "groups", x.dims[channel])
     else:
-        reason = f"{walk.where(node)} is a grouped convolution ({groups} groups of channels)"
-        walk.pin([x.dims[channel], *weight.dims], reason)
+        # In every group the same inputs make the same outputs; whole groups may go too.
+        c_out = shape_of(node)[channel] // groups
+        of_in, number = Atom(c_in // groups), Atom(groups)
+        walk.unify(node, x.dims[channel], Prod((number, of_in)))
+        if transposed:
+            walk.unify(node, weight.dims[0], x.dims[channel])
+            out = Prod((number, weight.dims[1]))
+        else:
+            walk.unify(node, weight.dims[1], of_in)
+            out = Prod((number, Atom(c_out)))
+            walk.unify(node, weight.dims[0], out)
         walk.use(node, weight, in_axis, "in")
         walk.use(node, weight, out_axis, "out")
-        out = Atom(shape_of(node)[channel], reason)
+        walk.size_attribute(node, "in_channels", x.dims[channel])
+        walk.size_attribute(node, "groups", number)
     walk.size_attribute(node, "out_channels", out)
     if bias is not None:
         walk.unify(node, bias.dims[0], out)
-        walk.use(node, bias, 0, "out" if groups == 1 else "follow")
+        walk.use(node, bias, 0, "follow" if groups == c_in != 1 else "out")
     sizes = shape_of(node)[channel + 1 :]
     return Value((*x.dims[:channel], out, *(Atom(n, SPATIAL) for n in sizes)))
 
@@ -87,9 +98,7 @@ def _linear(walk: Walk, node: Node) -> Value:
 def _matmul(walk: Walk, node: Node) -> Value:
     x, y = walk.tensor(node.args[0]), walk.tensor(node.args[1])
     if len(y.dims) != 2 or y.tensor is None:
-        reason = f"{walk.where(node)} is a product of activations"
-        walk.pin([*x.dims, *y.dims], reason)
-        return Value(tuple(Atom(n, reason) for n in shape_of(node)))
+        return product_of_activations(walk, node, x, y)
     return _contract(walk, node, x, y, transpose=False)
 
 
@@ -97,6 +106,7 @@ def _matmul(walk: Walk, node: Node) -> Value:
 def _addmm(walk: Walk, node: Node) -> Value:
     x, y = walk.tensor(node.args[1]), walk.tensor(node.args[2])
     result = _contract(walk, node, x, y, transpose=False)
+    walk.size_attribute(node, "nf", result.dims[-1])  # Conv1D of transformers
     return _add_bias(walk, node, result, walk.tensor(node.args[0]))
 
 
@@ -195,7 +205,11 @@ def _group_norm(walk: Walk, node: Node) -> Value:
     if groups == 1:
         walk.renormalised.append((walk.where(node), x.dims[1]))
     else:
-        walk.pin([x.dims[1]], f"{walk.where(node)} normalises groups of channels ({groups})")
+        # Whole groups may go; within one, statistics are taken over all its channels.
+        number, each = Atom(groups), Atom(size(x.dims[1]) // groups)
+        walk.unify(node, x.dims[1], Prod((number, each)))
+        walk.pin([each], f"{walk.where(node)} normalises groups of channels ({groups})")
+        walk.size_attribute(node, "num_groups", number)
     _per_channel(walk, node, x, 1, others, "num_channels")
     return Value(x.dims)
 

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from infoslice.graph.dims import Atom, Dim, Prod, Sum, resolve, size, split_atom
-from infoslice.graph.recording import Node, argument, operator_name, shape_of
+from infoslice.graph.dims import Atom, Dim, Prod, Sum, parts, resolve, size, split_atom, unify
+from infoslice.graph.recording import Node, argument, operator_name, shape_of, tensor_shapes
 from infoslice.graph.walk import SPATIAL, Result, Value, Walk, fresh, rule
 
 __all__: list[str] = []
@@ -82,14 +82,30 @@ def _view(walk: Walk, node: Node) -> Result:
     factors: list[Dim] = []
     for dim in map(resolve, x.dims):
         factors.extend(dim.factors if isinstance(dim, Prod) else (dim,))
+    out = _deal(factors, shape_of(node))
+    if out is None:
+        return walk.unknown(node, f"{walk.where(node)} regroups axes across channels")
+    for dim in out:
+        walk.sizes_of_view(node, dim)
+    return Value(tuple(out))
+
+
+def _deal(factors: list[Dim], shape: Sequence[int]) -> list[Dim] | None:
+    """The factors, outermost first, dealt out to axes of these lengths; atoms are split for it."""
     factors = [factor for factor in factors if size(factor) != 1]
     out: list[Dim] = []
-    for length in shape_of(node):
+    for length in shape:
         taken: list[Dim] = []
         missing = length
         while missing > 1:
             factor = resolve(factors.pop(0)) if factors else Atom(1)
             have = size(factor)
+            if isinstance(factor, Sum) and have % missing == 0 and have > missing:
+                factor = _like_parts(factor, missing)
+                if factor is None:
+                    return None
+                factors[:0] = factor.factors
+                continue
             if missing % have == 0 and have > 1:
                 taken.append(factor)
                 missing //= have
@@ -99,9 +115,9 @@ def _view(walk: Walk, node: Node) -> Result:
                 factors.insert(0, inner)
                 missing = 1
             else:
-                return walk.unknown(node, f"{walk.where(node)} regroups axes across channels")
+                return None
         out.append(taken[0] if len(taken) == 1 else Prod(tuple(taken)) if taken else Atom(1))
-    return Value(tuple(out))
+    return out
 
 
 @rule("aten::repeat", "aten::tile")
@@ -116,6 +132,64 @@ def _repeat(walk: Walk, node: Node) -> Result:
             for dim, length in zip(dims, shape, strict=True)
         )
     )
+
+
+def _like_parts(dim: Sum, count: int) -> Prod | None:
+    """Pieces of one length laid end to end as an axis of ``count`` of them: they are cut alike."""
+    length = size(dim) // count
+    pieces = parts(dim, (length,) * count)
+    if pieces is None:
+        return None
+    reason = "concatenated pieces of different structure are taken apart alike"
+    for piece in pieces[1:]:
+        unify(pieces[0], piece, reason)
+    return Prod((Atom(count, "number of pieces"), *_factors(pieces[0])))
+
+
+def _factors(dim: Dim) -> tuple[Dim, ...]:
+    dim = resolve(dim)
+    return dim.factors if isinstance(dim, Prod) else (dim,)
+
+
+def _factored(walk: Walk, node: Node, dim: Dim, sizes: tuple[int, ...]) -> list[Dim] | None:
+    """``dim`` as factors of these sizes, outermost first; None where its structure forbids it."""
+    dim = resolve(dim)
+    factors = list(dim.factors) if isinstance(dim, Prod) else [dim]
+    out = _deal(factors, sizes)
+    if out is None:
+        walk.pin([dim], f"{walk.where(node)} regroups axes across channels")
+    return out
+
+
+@rule("aten::channel_shuffle")
+def _channel_shuffle(walk: Walk, node: Node) -> Result:
+    """[g, C / g] becomes [C / g, g]."""
+    x, groups = walk.tensor(node.args[0]), argument(node, 1, "groups")
+    out = _factored(walk, node, x.dims[1], (groups, size(x.dims[1]) // groups))
+    if out is None:
+        return walk.unknown(node)
+    walk.pin(out[:1], f"number of groups of {walk.where(node)}")
+    return Value((x.dims[0], Prod((out[1], out[0])), *x.dims[2:]))
+
+
+@rule("aten::pixel_shuffle")
+def _pixel_shuffle(walk: Walk, node: Node) -> Result:
+    """[C r r, H, W] becomes [C, H r, W r]."""
+    x, r = walk.tensor(node.args[0]), argument(node, 1, "upscale_factor")
+    out = _factored(walk, node, x.dims[-3], (size(x.dims[-3]) // (r * r), r * r))
+    if out is None:
+        return walk.unknown(node)
+    walk.pin([*out[1:], *x.dims[-2:]], SPATIAL)
+    return Value((*x.dims[:-3], out[0], *(Atom(n, SPATIAL) for n in shape_of(node)[-2:])))
+
+
+@rule("aten::pixel_unshuffle")
+def _pixel_unshuffle(walk: Walk, node: Node) -> Result:
+    """[C, H r, W r] becomes [C r r, H, W]."""
+    x, r = walk.tensor(node.args[0]), argument(node, 1, "downscale_factor")
+    walk.pin(x.dims[-2:], SPATIAL)
+    out = Prod((x.dims[-3], Atom(r * r, SPATIAL)))
+    return Value((*x.dims[:-3], out, *(Atom(n, SPATIAL) for n in shape_of(node)[-2:])))
 
 
 # ---- joining
@@ -165,7 +239,7 @@ def _pad(walk: Walk, node: Node) -> Value:
     return Value(tuple(dims))
 
 
-# ---- cutting: the axis that is cut stays whole, the others pass
+# ---- cutting: into pieces laid end to end where the structure allows it; else the axis stays whole
 
 
 def _cut(walk: Walk, node: Node, x: Value, axis: int, *, drop: bool = False) -> Result:
@@ -184,23 +258,45 @@ def _replaced(
     return (*dims[:axis], *(() if drop else (new[axis],)), *dims[axis + 1 :])
 
 
+def _with(x: Value, axis: int, dim: Dim) -> Value:
+    return Value((*x.dims[:axis], dim, *x.dims[axis + 1 :]))
+
+
 @rule("aten::slice", "aten::narrow")
 def _slice(walk: Walk, node: Node) -> Result:
     x = walk.tensor(node.args[0])
     axis = _axes(argument(node, 1, "dim", 0), len(x.dims))[0]
-    start, end = argument(node, 2, "start"), argument(node, 3, "end")
-    whole = operator_name(node) == "aten::slice" and start in (None, 0)
-    # ``x[:, 1:]`` slices axis 0 from 0 to the largest integer; ``x[:64]`` of 64 names a number.
-    if whole and (end is None or end > 2**62) and argument(node, 4, "step", 1) == 1:
-        return x
-    return _cut(walk, node, x, axis)
+    length, made = size(x.dims[axis]), shape_of(node)[axis]
+    start = argument(node, 2, "start") or 0
+    start = max(start + length, 0) if start < 0 else min(start, length)
+    stepped = operator_name(node) == "aten::slice" and argument(node, 4, "step", 1) != 1
+    if made == length and not stepped:
+        # ``x[:, 1:]`` slices axis 0 from 0 to the largest integer; ``x[:64]`` of 64 names a number.
+        end = argument(node, 3, "end")
+        if operator_name(node) == "aten::slice" and (end is None or end > 2**62):
+            return x
+    cut = None if stepped or not made else parts(x.dims[axis], (start, made, length - start - made))
+    if cut is None:
+        return _cut(walk, node, x, axis)
+    walk.baked = True
+    walk.starts[node] = cut[0]
+    return _with(x, axis, cut[1])
 
 
 @rule("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split",
       "aten::unsafe_split", "aten::unsafe_chunk")  # fmt: skip
 def _split(walk: Walk, node: Node) -> Result:
     x = walk.tensor(node.args[0])
-    return _cut(walk, node, x, _axes(argument(node, 2, "dim", 0), len(x.dims))[0])
+    axis = _axes(argument(node, 2, "dim", 0), len(x.dims))[0]
+    lengths = [shape[axis] for shape in tensor_shapes(node.value)]
+    pieces = parts(x.dims[axis], tuple(lengths)) if sum(lengths) == size(x.dims[axis]) else None
+    if pieces is None:
+        return _cut(walk, node, x, axis)
+    walk.baked = True
+    if not isinstance(argument(node, 1, "split_size"), (list, tuple)) and len(set(lengths)) == 1:
+        for piece in pieces[1:]:  # pieces of one length stay of one length
+            walk.unify(node, pieces[0], piece)
+    return tuple(_with(x, axis, piece) for piece in pieces)
 
 
 @rule("aten::select")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+import infoslice.graph.rules_attention
 import infoslice.graph.rules_elementwise
 import infoslice.graph.rules_layers
 import infoslice.graph.rules_shape  # noqa: F401  (importing registers the rules)
@@ -94,7 +95,7 @@ def _graph(
         whole=left_whole(walk, groups, shell.module, refused),
         tensors={n: (tuple(t.shape), t.dtype) for n, t in named_tensors(shell.module)},
         inputs=specs,
-        signature=Signature(captured.nodes, dims, named),
+        signature=Signature(captured.nodes, dims, dict(walk.starts), named),
     )
 
 

@@ -27,6 +27,13 @@ SPATIAL = "spatial or kernel axis"
 MULTIPLIER = "channel multiplier of a depthwise convolution"
 
 
+# Attributes under which modules keep a number of heads or the width of all heads together.
+HEADS = """
+num_heads n_heads num_attention_heads n_head nhead heads num_key_value_heads num_kv_heads
+all_head_size attn_dim inner_dim split_size hidden_size embed_dim
+""".split()
+
+
 @dataclass(frozen=True, eq=False)
 class Value:
     """A tensor in the graph: one dimension per axis.
@@ -87,6 +94,7 @@ class Walk:
     sizes: list[SizeUse] = field(default_factory=list)
     layers: dict[str, None] = field(default_factory=dict)
     renormalised: list[tuple[str, Dim]] = field(default_factory=list)
+    starts: dict[Node, Dim] = field(default_factory=dict)  # what a slice leaves out before it
     baked: bool = False  # numbers reach an operator: the code may spell out or use channel counts
 
     # ---- running
@@ -174,6 +182,11 @@ class Walk:
     ) -> None:
         """The module of ``node`` may keep the length of ``dim`` under ``attribute``."""
         self.sizes.append(SizeUse(node.module, attribute, position, dim))
+
+    def sizes_of_view(self, node: Node, dim: Dim) -> None:
+        """Where attention keeps the number and the width of its heads; a smaller copy proves it."""
+        for attribute in HEADS:
+            self.size_attribute(node, attribute, dim)
 
     def unknown(self, node: Node, reason: str | None = None) -> Result:
         """Pin all axes of all tensors that go in and come out."""

@@ -213,8 +213,8 @@ def test_what_is_not_refitted_or_left_whole_is_named():
     result = infoslice.prune(Normalised(), torch.randn(2, 5), **QUICK)
     assert result.model.a.weight.shape[0] == 6
     assert "normalises" in result.report.not_refitted["b"]
-    model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=2))
-    result = infoslice.prune(model, torch.randn(1, 2, 3, 3), **QUICK)
+    model = nn.Sequential(nn.Linear(2, 8), nn.Softmax(-1), nn.Linear(8, 8))
+    result = infoslice.prune(model, torch.randn(1, 2), **QUICK)
     assert result.edits == ()
     assert set(result.report.left_whole) >= {"0"}
     assert "left whole: 0" in str(result.report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from infoslice.graph.dims import Atom, Dim, Prod, size
 from infoslice.graph.recording import Node, argument, shape_of
 from infoslice.graph.rules_elementwise import broadcast
-from infoslice.graph.walk import Result, Value, Walk, rule
+from infoslice.graph.walk import Result, Role, Value, Walk, rule
 
 __all__ = ["product_of_activations"]
 
@@ -69,7 +69,7 @@ def _einsum(walk: Walk, node: Node) -> Result:
     """
     equation, listed = str(node.args[0]).replace(" ", ""), node.args[1]
     left, arrow, right = equation.partition("->")
-    terms, values = left.split(","), [walk.tensor(item) for item in listed]  # type: ignore[union-attr]
+    terms, values = left.split(","), [walk.tensor(item) for item in listed]
     if not arrow or "." in equation or any(len(set(t)) != len(t) for t in terms):
         return walk.unknown(node)
     axes: dict[str, Dim] = {}
@@ -85,15 +85,15 @@ def _einsum(walk: Walk, node: Node) -> Result:
                 walk.pin([value.dims[axis]], f"{walk.where(node)} sums over the axis")
             elif i in weights and len(weights) == 1:
                 shared = any(letter in other for j, other in enumerate(terms) if j != i)
-                role = "in" if letter not in right else "follow" if shared else "out"
-                walk.use(node, value, axis, role)  # type: ignore[arg-type]
+                role: Role = "in" if letter not in right else "follow" if shared else "out"
+                walk.use(node, value, axis, role)
     return Value(tuple(axes[letter] for letter in right))
 
 
 @rule("aten::index")
 def _index(walk: Walk, node: Node) -> Result:
     """One axis looked up by a tensor: it stays whole, its place is taken by those of the index."""
-    x, index = walk.tensor(node.args[0]), list(node.args[1])  # type: ignore[arg-type]
+    x, index = walk.tensor(node.args[0]), list(node.args[1])
     places = [i for i, item in enumerate(index) if item is not None]
     if len(places) != 1:
         return walk.unknown(node)
@@ -108,7 +108,7 @@ def _index(walk: Walk, node: Node) -> Result:
 
 @rule("aten::index_select")
 def _index_select(walk: Walk, node: Node) -> Result:
-    x, axis = walk.tensor(node.args[0]), int(node.args[1])  # type: ignore[call-overload]
+    x, axis = walk.tensor(node.args[0]), int(node.args[1])
     axis %= len(x.dims)
     reason = f"{walk.where(node)} looks the axis up by index"
     walk.pin([x.dims[axis]], reason)

@@ -101,10 +101,10 @@ def _deal(factors: list[Dim], shape: Sequence[int]) -> list[Dim] | None:
             factor = resolve(factors.pop(0)) if factors else Atom(1)
             have = size(factor)
             if isinstance(factor, Sum) and have % missing == 0 and have > missing:
-                factor = _like_parts(factor, missing)
-                if factor is None:
+                nested = _like_parts(factor, missing)
+                if nested is None:
                     return None
-                factors[:0] = factor.factors
+                factors[:0] = nested.factors
                 continue
             if missing % have == 0 and have > 1:
                 taken.append(factor)
@@ -154,8 +154,7 @@ def _factors(dim: Dim) -> tuple[Dim, ...]:
 def _factored(walk: Walk, node: Node, dim: Dim, sizes: tuple[int, ...]) -> list[Dim] | None:
     """``dim`` as factors of these sizes, outermost first; None where its structure forbids it."""
     dim = resolve(dim)
-    factors = list(dim.factors) if isinstance(dim, Prod) else [dim]
-    out = _deal(factors, sizes)
+    out = _deal(list(_factors(dim)), sizes)
     if out is None:
         walk.pin([dim], f"{walk.where(node)} regroups axes across channels")
     return out

@@ -209,6 +209,37 @@ class Normalised(nn.Module):
         return self.b(self.norm(self.a(x)).relu())
 
 
+class Functional(nn.Module):
+    """Uses the weight of a layer that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(self.a(x).relu(), self.b.weight, self.b.bias)
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_only_criteria_that_read_statistics_need_measurable_layers(allocation):
+    grouped = nn.Sequential(nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=2))
+    x = torch.randn(1, 2, 3, 3)
+    for model, given, reason in (
+        (grouped, x, "'2' is a Conv2d; linear layers and convolutions with groups=1"),
+        (Functional(), torch.randn(2, 3), "the weight of 'b' is used by other code"),
+    ):
+        (group,) = infoslice.trace(model, given).prunable
+        result = infoslice.prune(model, given, allocation=allocation, **QUICK)
+        assert result.edits == ()
+        assert reason in result.report.left_whole[group.name]
+        result = infoslice.prune(
+            model, given, criterion="l2_norm", compensation="none", allocation=allocation,
+            show_progress=False,
+        )  # fmt: skip
+        assert result.plan.keep[group.name].numel() == group.channels // 2
+        assert result.model(given).shape == model(given).shape
+
+
 def test_what_is_not_refitted_or_left_whole_is_named():
     result = infoslice.prune(Normalised(), torch.randn(2, 5), **QUICK)
     assert result.model.a.weight.shape[0] == 6

@@ -127,6 +127,7 @@ class GroupStatistics:
         return "consumers" in self.__dict__
 
     def _layer(self, name: str, role: str) -> LayerStatistics:
+        moments = self._moments()[name]  # first, so that what cannot be measured ends here
         layer = self._model.get_submodule(name)
         taps = variables_per_channel(layer) if role == "in" else 1
         maps = [
@@ -136,9 +137,7 @@ class GroupStatistics:
         ]
         places = torch.cat(maps, 1)
         variables = places[:, :, None] * taps + torch.arange(taps)
-        return LayerStatistics(
-            name, self._moments()[name], weight_matrix(layer), variables.flatten(1)
-        )
+        return LayerStatistics(name, moments, weight_matrix(layer), variables.flatten(1))
 
 
 def filters(group: ChannelGroup, model: nn.Module) -> tuple[Tensor, ...]:

@@ -177,7 +177,7 @@ def prune(
         round_to=round_to,
     )
     if allocation == "global":
-        groups = [group for group in graph.prunable if work.can_score(group)]
+        groups = graph.prunable
         statistics = work.statistics(groups)
         scores = {g.name: work.score(g, statistics[g.name], scored_by) for g in groups}
         keep = chosen({name: found for name, found in scores.items() if found is not None})
@@ -188,12 +188,11 @@ def prune(
         for group in graph.prunable:
             if allocation == "global" or layer not in group.consumers or group.name in work.seen:
                 continue
-            if work.can_score(group):
-                statistics = work.statistics([group])
-                found = work.score(group, statistics[group.name], scored_by)
-                if found is not None:
-                    kept = chosen({group.name: found})[group.name]
-                    work.decide(group, kept, statistics[group.name])
+            statistics = work.statistics([group])
+            found = work.score(group, statistics[group.name], scored_by)
+            if found is not None:
+                kept = chosen({group.name: found})[group.name]
+                work.decide(group, kept, statistics[group.name])
         if compensation == "least_squares":
             work.refit(layer, compensation_ridge)
     cut = plan(graph, keep=work.keep)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Literal, cast
 
@@ -27,8 +27,8 @@ Injection = Literal["input", "layer"]
 Target = Literal["pre", "post"]
 
 
-class TooWideError(Exception):
-    """A criterion asked for a covariance larger than the caller allows."""
+class NotMeasuredError(Exception):
+    """A criterion asked for the statistics of a layer that cannot be measured."""
 
 
 class Workpiece:
@@ -61,29 +61,18 @@ class Workpiece:
         self.seen: set[str] = set()
         self.left_whole: dict[str, str] = {}
         self.not_refitted: dict[str, str] = {}
+        self._called = {n.module for n in graph.signature.nodes if n.op == "call_function"}
         self._known: list[tuple[ChannelGroup, GroupStatistics]] = []
 
-    def can_score(self, group: ChannelGroup) -> bool:
-        """Whether all that reads and writes the group can be measured; else say why not."""
-        self.seen.add(group.name)
-        for name in (*group.consumers, *group.producers):
-            module = self.pruned.get_submodule(name)
-            if not supported(module) or "weight" not in module._parameters:
-                self.left_whole[group.name] = (
-                    f"'{name}' is a {type(module).__name__}; linear layers and convolutions with "
-                    f"groups=1 can be measured"
-                )
-                return False
-        return True
-
-    def statistics(self, groups: list[ChannelGroup]) -> dict[str, GroupStatistics]:
+    def statistics(self, groups: Sequence[ChannelGroup]) -> dict[str, GroupStatistics]:
         """Of groups, on what the network pruned so far passes on; measured when first read."""
         names = {name for g in groups for name in (*g.consumers, *g.producers)}
 
         @cache
         def moments() -> Mapping[str, Moments]:
-            measured = [name for name in self.graph.layers if name in names]
-            return _Known(self._collect([name for name in measured if not self._wide(name)]))
+            reasons = {name: self._not_measurable(name) for name in self.graph.layers}
+            measured = [n for n, reason in reasons.items() if n in names and not reason]
+            return _Known(self._collect(measured), reasons)
 
         return {g.name: GroupStatistics(g, self.pruned, moments) for g in groups}
 
@@ -111,6 +100,20 @@ class Workpiece:
             y = step.apply(self.pruned, y)
         return y
 
+    def _not_measurable(self, name: str) -> str:
+        """Why the covariance of what the layer reads cannot be had; empty if it can."""
+        layer = self.pruned.get_submodule(name)
+        if not supported(layer) or "weight" not in layer._parameters:
+            return (
+                f"'{name}' is a {type(layer).__name__}; linear layers and convolutions with "
+                f"groups=1 can be measured"
+            )
+        if name not in self._called:
+            return f"the weight of '{name}' is used by other code than its own"
+        if self._wide(name):
+            return f"layer '{name}' reads more than max_variables = {self.max_variables} variables"
+        return ""
+
     def _wide(self, name: str) -> bool:
         layer = self.pruned.get_submodule(name)
         return variables(layer) > self.max_variables
@@ -118,13 +121,12 @@ class Workpiece:
     def score(
         self, group: ChannelGroup, statistics: GroupStatistics, criterion: Criterion
     ) -> Tensor | None:
-        """Scores, checked; None and a reason if a layer is too wide to be measured."""
+        """Scores, checked; None and a reason if the criterion reads what cannot be measured."""
+        self.seen.add(group.name)
         try:
             scores = criterion(statistics, filters(group, self.pruned))
-        except TooWideError as error:
-            self.left_whole[group.name] = (
-                f"layer '{error}' reads more than max_variables = {self.max_variables} variables"
-            )
+        except NotMeasuredError as error:
+            self.left_whole[group.name] = str(error)
             return None
         if not isinstance(scores, Tensor) or scores.shape != (group.channels,):
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
@@ -161,6 +163,10 @@ class Workpiece:
             return
         layer = self.pruned.get_submodule(name)
         if not isinstance(layer, (nn.Linear, _ConvNd)):
+            if any(name in g.consumers and g.name in self.keep for g, _ in self._known):
+                self.not_refitted[name] = (
+                    f"{type(layer).__name__}: linear layers and convolutions can be refitted"
+                )
             return
         why = self._not_refittable(name, layer)
         if why:
@@ -187,6 +193,8 @@ class Workpiece:
             return f"{type(layer).__name__} ({kind}): its outputs are no regression on its inputs"
         if set(layer._parameters) != {"weight", "bias"}:
             return "its parameters are not plain"
+        if name not in self._called:
+            return "its weight is used by other code than its own"
         if self._wide(name):
             return f"it reads more than max_variables = {self.max_variables} variables"
         for module_name, module in self.pruned.named_modules():
@@ -245,10 +253,14 @@ class Workpiece:
 
 
 class _Known(dict[str, Moments]):
-    """Moments by layer; a layer that was too wide to be measured is told apart."""
+    """Moments by layer, and why others were not measured."""
+
+    def __init__(self, moments: Mapping[str, Moments], reasons: Mapping[str, str]) -> None:
+        super().__init__(moments)
+        self.reasons = reasons
 
     def __missing__(self, name: str) -> Moments:
-        raise TooWideError(name)
+        raise NotMeasuredError(self.reasons[name])
 
 
 def _information(layer: LayerStatistics, keep: Tensor) -> tuple[float, float]:

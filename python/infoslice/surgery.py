@@ -6,10 +6,11 @@ import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from infoslice import ops
 from infoslice.graph.channel_graph import ChannelGraph, ChannelGroup
@@ -17,6 +18,7 @@ from infoslice.graph.check import failing_groups
 from infoslice.graph.cuts import AxisCut, axis_cuts, new_shapes, set_sizes, size_cuts
 from infoslice.graph.shell import copy_module, is_special, named_tensors
 from infoslice.graph.trace import trace_specs
+from infoslice.optimizer_state import replace_parameters, state_along
 from infoslice.plan_format import (
     decode_groups,
     decode_tensors,
@@ -155,7 +157,13 @@ class PruningPlan:
                     f"planned, got other tensors, index maps or sizes"
                 )
 
-    def apply(self, model: nn.Module, *, inplace: bool = False) -> Surgery:
+    def apply(
+        self,
+        model: nn.Module,
+        *,
+        inplace: bool = False,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    ) -> Surgery:
         """Cut ``model``: first everything is checked and computed, then all of it is swapped in.
 
         See :meth:`check` for what is run before any weight is read.
@@ -164,7 +172,10 @@ class PruningPlan:
             model: the model traced, or one like it.
             inplace: cut ``model`` itself; else it stays as it is and the result is a copy that
                 never held the removed channels. In place, cut parameters are new Parameter objects:
-                make the optimizer afterwards.
+                hand over the optimizer, or make it afterwards.
+            optimizer: the one that trains ``model``, or all of them; in place only. Its state is
+                cut along (momenta and whatever else has the shape of its parameter), and it trains
+                the new parameters from here on. Schedulers and gradient scalers need nothing.
 
         Returns:
             The smaller model and the edits. Kept: dtype, device, memory format, requires_grad,
@@ -173,21 +184,27 @@ class PruningPlan:
 
         Raises:
             ValueError, TypeError: as :meth:`validate`; ValueError naming the groups if the smaller
-            copy does not run as it should. The model is then unchanged.
+            copy does not run as it should; an optimizer that does not hold a trainable parameter to
+            cut, or with state that is not per channel. Model and optimizer are then unchanged.
         """
+        optimizers = _optimizers(optimizer, inplace)
         self.validate(model)
-        self.check(model)
         cuts = self.cuts
         tensors = dict(named_tensors(model))
         names = list(dict.fromkeys(cut.tensor for cut in cuts))
-        old = [tensors[name] for name in names]
-        by_name = [[cut for cut in cuts if cut.tensor == name] for name in names]
-        sliced = _slice(old, by_name)
+        along = [(name, tensors[name]) for name in names]
+        if optimizers:
+            along += state_along(optimizers, dict(along))
+        self.check(model)
+        old = [tensor for _, tensor in along]
+        of_name = {name: [cut for cut in cuts if cut.tensor == name] for name in names}
+        sliced = _slice(old, [of_name[name] for name, _ in along])
         new = [_like(before, values) for before, values in zip(old, sliced, strict=True)]
         sizes = size_cuts(self.groups, self.keep, model)
         memo: dict[int, Any] = {id(a): b for a, b in zip(old, new, strict=True)}
         if inplace:
             _swap(model, memo)
+            replace_parameters(optimizers, memo)
             result = model
         else:
             result = copy_module(model, memo)
@@ -334,6 +351,17 @@ def _same_names(present: Iterable[str], expected: Iterable[str]) -> None:
             f"PruningPlan.validate: argument model: expected the parameters and buffers planned "
             f"for, got a model without {missing[:5]} and with {extra[:5]}"
         )
+
+
+def _optimizers(given: object, inplace: bool) -> tuple[Optimizer, ...]:
+    if given is None:
+        return ()
+    if not inplace:
+        raise ValueError(
+            "PruningPlan.apply: argument optimizer: expected inplace=True with it, got "
+            "inplace=False: an optimizer goes on with the model that it trains, not with a copy"
+        )
+    return tuple(given) if isinstance(given, (tuple, list)) else (cast(Optimizer, given),)
 
 
 def _slice(tensors: Sequence[Tensor], cuts: Sequence[Sequence[AxisCut]]) -> list[Tensor]:

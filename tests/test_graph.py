@@ -268,7 +268,7 @@ WHOLE = {
     "attention": (attention, QKV, "matmul"),
     "glu": (lambda s, x: s.o(F.glu(s.q(x))), {"q": 16}, "glu"),
     "mean over channels": (
-        lambda s, x: s.o((h := s.q(x)) - h.mean(-1, keepdim=True)), {"q": 8}, "mean",
+        lambda s, x: s.o((h := s.q(x)) * h.mean(-1, keepdim=True)), {"q": 8}, "mean",
     ),
     "sort": (lambda s, x: s.o(s.q(x).sort(-1).values), {"q": 8}, "sort"),
     "flip": (lambda s, x: s.o(s.q(x).flip(-1)), {"q": 8}, "flip"),

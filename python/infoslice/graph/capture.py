@@ -155,12 +155,24 @@ def capture(shell: Shell, specs: Any) -> Capture:
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
-    """Tensors in a tree, and in the attributes of objects that torch cannot take apart."""
-    for leaf in pytree.tree_leaves(tree):
+    """Tensors in a tree, and in the attributes of objects that torch cannot take apart.
+
+    A cache of keys and values belongs to the model: it is made and read by the model alone.
+    """
+    for leaf in pytree.tree_leaves(tree, is_leaf=_is_cache):
         if isinstance(leaf, Tensor):
             yield leaf
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)):
+        elif (
+            hasattr(leaf, "__dict__")
+            and not isinstance(leaf, (type, nn.Module))
+            and not _is_cache(leaf)
+        ):
             yield from _tensors(vars(leaf))
+
+
+def _is_cache(item: Any) -> bool:
+    """As the caches of transformers are: objects that know how many positions they have seen."""
+    return callable(getattr(item, "get_seq_length", None))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ same operators with the same constants, and every result must have the predicted
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +34,17 @@ _CUTS = frozenset(
 )
 
 __all__ = ["check_keep", "failing_groups"]
+
+Shapes = list[tuple[int, ...]]
+
+# Operators that give the entries of their first argument in the same order.
+_REGROUPING = frozenset(
+    "aten::" + name
+    for name in (
+        "view", "reshape", "_unsafe_view", "view_copy", "flatten", "unflatten", "squeeze",
+        "unsqueeze", "expand", "repeat_interleave", "contiguous",
+    )
+)  # fmt: skip
 
 # Operators that are told the sizes of their results; the results are compared instead.
 _TOLD_SIZES = frozenset(
@@ -85,17 +97,18 @@ def failing_groups(
 
 
 def _difference(signature: Signature, pruned: Capture, kept: Mapping[Atom, int]) -> str | None:
-    if len(signature.nodes) != len(pruned.nodes):
-        return f"calls {len(pruned.nodes)} operators instead of {len(signature.nodes)}"
-    order = {node: i for i, node in enumerate(signature.nodes)}
-    order_pruned = {node: i for i, node in enumerate(pruned.nodes)}
-    for before, after in zip(signature.nodes, pruned.nodes, strict=True):
+    def predicted(node: Node) -> Shapes:
+        return [tuple(size(d, kept) for d in dims) for dims in signature.dims.get(node, ())]
+
+    nodes, given = _without_regrouping(signature.nodes, predicted)
+    nodes_after, given_after = _without_regrouping(pruned.nodes, lambda n: tensor_shapes(n.value))
+    for before, after in zip(nodes, nodes_after, strict=False):
         where = call_site(before)
         called = before.op == "call_function"
         if before.op != after.op or (called and before.target != after.target):
             return f"calls {call_site(after)} instead of {where}"
         if called or before.op == "output":
-            old, new = _constants(before, order), _constants(after, order_pruned)
+            old, new = _constants(before, given), _constants(after, given_after)
             if len(old) != len(new):
                 return f"{where} has {len(new)} arguments instead of {len(old)}"
             for was, now in zip(old, new, strict=True):
@@ -103,14 +116,44 @@ def _difference(signature: Signature, pruned: Capture, kept: Mapping[Atom, int])
                     return f"{where} is given {now} instead of {was}"
         if before in signature.starts:
             start = argument(after, 2, "start") or 0
-            predicted = size(signature.starts[before], kept)
-            if start not in (predicted, predicted - _sliced_length(after)):
-                return f"{where} begins at {start} instead of {predicted}"
-        expected = [tuple(size(d, kept) for d in dims) for dims in signature.dims.get(before, ())]
-        got = tensor_shapes(after.value)
+            expected_start = size(signature.starts[before], kept)
+            if start not in (expected_start, expected_start - _sliced_length(after)):
+                return f"{where} begins at {start} instead of {expected_start}"
+        expected, got = predicted(before), tensor_shapes(after.value)
         if expected != got:
             return f"{where} gives shapes {got} instead of {expected}"
+    if len(nodes) != len(nodes_after):
+        return f"calls {len(nodes_after)} operators instead of {len(nodes)}"
     return None
+
+
+def _without_regrouping(
+    nodes: Sequence[Node], shapes: Callable[[Node], Shapes]
+) -> tuple[list[Node], dict[Node, str]]:
+    """The nodes that compute something, and what each node gives, in words.
+
+    A tensor read in another row-major shape is that tensor: code may leave a regrouping out where
+    it would change nothing (``repeat`` of one head, ``contiguous``).
+    """
+    left: list[Node] = []
+    source: dict[Node, int] = {}
+    given: dict[Node, str] = {}
+    made: dict[Node, Shapes] = {}
+    for node in nodes:
+        made[node] = shapes(node)
+        first = node.args[0] if node.args else None
+        if (
+            operator_name(node) in _REGROUPING
+            and "dtype" not in str(node.target)
+            and isinstance(first, Node)
+            and list(map(math.prod, made[node])) == list(map(math.prod, made[first]))
+        ):
+            source[node] = source[first]
+        else:
+            source[node] = len(left)
+            left.append(node)
+        given[node] = f"the result of operator {source[node]} as {made[node]}"
+    return left, given
 
 
 def _sliced_length(node: Node) -> int:
@@ -119,19 +162,21 @@ def _sliced_length(node: Node) -> int:
     return shape[int(argument(node, 1, "dim", 0)) % len(shape)]
 
 
-def _constants(node: Node, order: Mapping[Node, int]) -> list[Any]:
+def _constants(node: Node, given: Mapping[Node, str]) -> list[Any]:
     """The arguments that must not change: everything but sizes, tensors by position."""
     name = operator_name(node)
     result: list[Any] = []
-    for label, given in _arguments(node):
+    for label, value in _arguments(node):
         if (label == "groups" and "conv" in name) or label == "num_groups":
             continue  # a depthwise convolution has as many as channels
+        if label in ("enable_gqa", "repeats"):
+            continue  # the shapes say how many heads share keys and values
         if name in _CUTS and label in ("start", "end", "length", "split_size"):
             continue  # where pieces begin and end is compared with the prediction
-        for leaf in pytree.tree_leaves(given):
+        for leaf in pytree.tree_leaves(value):
             if isinstance(leaf, Node):
-                result.append(f"the result of operator {order[leaf]}")
-            elif not (name in _TOLD_SIZES and type(leaf) is int and given is not leaf):
+                result.append(given[leaf])
+            elif not (name in _TOLD_SIZES and type(leaf) is int and value is not leaf):
                 result.append(leaf)  # all but sizes within a list
     return result
 

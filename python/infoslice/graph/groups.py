@@ -9,7 +9,7 @@ from torch import nn
 from infoslice.graph.channel_graph import ChannelGroup, ChannelSlice, SizeSlice
 from infoslice.graph.cuts import get_size
 from infoslice.graph.dims import Atom, Dim, atoms, index_maps, pin, size
-from infoslice.graph.walk import HEADS, MULTIPLIER, SPATIAL, Use, Walk
+from infoslice.graph.walk import HEADS, MULTIPLIER, REPEATS, SPATIAL, Use, Walk
 
 __all__ = ["build_groups", "left_whole"]
 
@@ -102,11 +102,13 @@ def _size_slices(walk: Walk, shell: nn.Module) -> dict[Atom, list[SizeSlice]]:
         module = shell.get_submodule(use.module)
         if get_size(module, use.attribute, use.position) != size(use.dim):
             continue
-        if use.attribute in HEADS and all(atom.reason for atom in atoms(use.dim)):
+        guessed = use.attribute in (*HEADS, *REPEATS)
+        if guessed and all(atom.reason for atom in atoms(use.dim)):
             continue  # an axis that stays as it is, of a length that happens to be the same
         key = (id(module), use.attribute, use.position)  # a module may have several paths
         if key in known:
-            if list(atoms(known[key])) != list(atoms(use.dim)):
+            # Of several guesses the first is tried: heads come before their width.
+            if not guessed and list(atoms(known[key])) != list(atoms(use.dim)):
                 reason = f"'{use.module}' keeps one {use.attribute} for several groups"
                 pin(known[key], reason)
                 pin(use.dim, reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from infoslice.graph.dims import Atom, Dim, Prod, size
 from infoslice.graph.recording import Node, argument, shape_of
 from infoslice.graph.rules_elementwise import broadcast
-from infoslice.graph.walk import Result, Role, Value, Walk, rule
+from infoslice.graph.walk import REPEATS, Result, Role, Value, Walk, rule
 
 __all__ = ["product_of_activations"]
 
@@ -53,12 +53,28 @@ def _attention(walk: Walk, node: Node) -> Value:
         and size(heads[-1]) != size(q.dims[-3])
     ):
         repeats = Atom(size(q.dims[-3]) // size(heads[-1]))
+        walk.guess_sizes(node, REPEATS, repeats)
         heads = (*heads[:-1], Prod((heads[-1], repeats)))
     front = [Value(q.dims[:-2]), Value(heads)]
     mask = walk.value(argument(node, 3, "attn_mask"))
     if mask is not None:
         front.append(Value(mask.dims[:-2]))
     return Value((*broadcast(walk, node, front), q.dims[-2], v.dims[-1]))
+
+
+@rule("aten::repeat_interleave")
+def _repeat_interleave(walk: Walk, node: Node) -> Result:
+    """A number of repetitions: each index is followed by its copies."""
+    x, times = walk.tensor(node.args[0]), node.args[1]
+    axis = argument(node, 2, "dim")
+    if not isinstance(times, int) or axis is None:
+        return walk.unknown(node)
+    walk.baked = True
+    repeats = Atom(times)
+    walk.guess_sizes(node, REPEATS, repeats)
+    dims = list(x.dims)
+    dims[axis] = Prod((dims[axis], repeats))
+    return Value(tuple(dims))
 
 
 @rule("aten::einsum")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from infoslice.graph.dims import Atom, Dim, size
 from infoslice.graph.recording import Node, shape_of
-from infoslice.graph.walk import Result, Value, Walk, fresh, rule
+from infoslice.graph.walk import REPEATS, Result, Value, Walk, fresh, rule
 
 __all__ = ["broadcast"]
 
@@ -82,5 +82,8 @@ def _expand(walk: Walk, node: Node) -> Value:
     walk.baked = True
     out: list[Dim] = [Atom(n) for n in shape[: len(shape) - len(x.dims)]]
     for dim, length in zip(x.dims, shape[len(shape) - len(x.dims) :], strict=True):
-        out.append(dim if size(dim) == length else Atom(length))
+        if size(dim) != length:
+            dim = Atom(length)
+            walk.guess_sizes(node, REPEATS, dim)
+        out.append(dim)
     return Value(tuple(out))

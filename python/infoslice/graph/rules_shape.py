@@ -8,7 +8,8 @@ from typing import Any
 
 from infoslice.graph.dims import Atom, Dim, Prod, Sum, parts, resolve, size, split_atom, unify
 from infoslice.graph.recording import Node, argument, operator_name, shape_of, tensor_shapes
-from infoslice.graph.walk import SPATIAL, Result, Value, Walk, fresh, rule
+from infoslice.graph.rules_norms import statistic
+from infoslice.graph.walk import HEADS, SPATIAL, Result, Value, Walk, fresh, rule
 
 __all__: list[str] = []
 
@@ -86,7 +87,7 @@ def _view(walk: Walk, node: Node) -> Result:
     if out is None:
         return walk.unknown(node, f"{walk.where(node)} regroups axes across channels")
     for dim in out:
-        walk.sizes_of_view(node, dim)
+        walk.guess_sizes(node, HEADS, dim)
     return Value(tuple(out))
 
 
@@ -198,8 +199,8 @@ def _pixel_unshuffle(walk: Walk, node: Node) -> Result:
 def _cat(walk: Walk, node: Node) -> Result:
     values = [walk.tensor(item) for item in node.args[0]]
     rank = len(shape_of(node))
-    if any(len(value.dims) != rank for value in values):
-        return walk.unknown(node)  # empty one-dimensional tensors of old
+    # An empty vector joins tensors of any rank and adds nothing: a cache begins as one.
+    values = [value for value in values if list(map(size, value.dims)) != [0] or rank == 1]
     axis = _axes(argument(node, 1, "dim", 0), rank)[0]
     for value in values[1:]:
         for i in range(rank):
@@ -322,12 +323,13 @@ def _flip(walk: Walk, node: Node) -> Value:
     return Value(tuple(dims))
 
 
-# ---- reductions: the reduced axes stay whole, the others pass
+# ---- reductions: the reduced axes stay whole unless they are normalised, the others pass
 
 
 @rule("aten::mean", "aten::sum", "aten::amax", "aten::amin", "aten::max", "aten::min", "aten::prod",
       "aten::var", "aten::std", "aten::logsumexp", "aten::argmax", "aten::argmin", "aten::norm",
-      "aten::linalg_vector_norm", "aten::any", "aten::all", "aten::median")  # fmt: skip
+      "aten::linalg_vector_norm", "aten::var_mean", "aten::std_mean", "aten::any", "aten::all",
+      "aten::median")  # fmt: skip
 def _reduce(walk: Walk, node: Node) -> Result:
     """``max(x, y)`` of two tensors is entrywise and left to its own name, ``maximum``."""
     values = walk.inputs(node)
@@ -340,7 +342,7 @@ def _reduce(walk: Walk, node: Node) -> Result:
     x = values[0]
     rank = len(x.dims)
     reduced = _axes(named, rank)
-    walk.pin([x.dims[axis] for axis in reduced], f"{walk.where(node)} reduces the axis")
+    statistic(walk, node, [x.dims[axis] for axis in reduced])
 
     def left(shape: tuple[int, ...]) -> Value:
         if len(shape) == rank:

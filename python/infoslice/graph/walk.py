@@ -32,6 +32,7 @@ HEADS = """
 num_heads n_heads num_attention_heads n_head nhead heads num_key_value_heads num_kv_heads
 all_head_size attn_dim inner_dim split_size hidden_size embed_dim
 """.split()
+REPEATS = ["num_key_value_groups", "n_rep"]  # heads that share one head of keys and values
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +96,8 @@ class Walk:
     layers: dict[str, None] = field(default_factory=dict)
     renormalised: list[tuple[str, Dim]] = field(default_factory=list)
     starts: dict[Node, Dim] = field(default_factory=dict)  # what a slice leaves out before it
+    # What can only be decided when all axes are known.
+    at_end: list[Callable[[], None]] = field(default_factory=list)
     baked: bool = False  # numbers reach an operator: the code may spell out or use channel counts
 
     # ---- running
@@ -110,6 +113,8 @@ class Walk:
             elif node.op == "output":
                 for value in self.inputs(node):
                     self.pin(value.dims, "model output")
+        for decide in self.at_end:
+            decide()
 
     def _apply(self, node: Node) -> Result:
         name = operator_name(node)
@@ -183,9 +188,9 @@ class Walk:
         """The module of ``node`` may keep the length of ``dim`` under ``attribute``."""
         self.sizes.append(SizeUse(node.module, attribute, position, dim))
 
-    def sizes_of_view(self, node: Node, dim: Dim) -> None:
-        """Where attention keeps the number and the width of its heads; a smaller copy proves it."""
-        for attribute in HEADS:
+    def guess_sizes(self, node: Node, attributes: Sequence[str], dim: Dim) -> None:
+        """Names under which attention may keep ``dim``; a smaller copy proves it."""
+        for attribute in attributes:
             self.size_attribute(node, attribute, dim)
 
     def unknown(self, node: Node, reason: str | None = None) -> Result:

@@ -197,7 +197,8 @@ def prune(
             work.refit(layer, compensation_ridge)
     cut = plan(graph, keep=work.keep)
     smaller = cut.apply(work.pruned, inplace=True)
-    before, after = totals([model, smaller.model], Inputs.of(example_inputs))
+    macs = [graph.costs.macs(), graph.costs.macs(cut.keep)]
+    before, after = totals([model, smaller.model], macs, Inputs.of(example_inputs))
     put_in = "none" if not inputs.cache_info().currsize else perturbation
     report = Report(
         layers=tuple(work.layer_reports(cut)),

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from infoslice.perturbation import Inputs, evaluating
 
-__all__ = ["LayerReport", "Report", "Totals", "latencies", "macs", "table", "totals"]
+__all__ = ["LayerReport", "Report", "Totals", "latencies", "table", "totals"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,10 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Totals:
-    """Of a whole model: parameters, multiply-accumulates and seconds of one forward."""
+    """Of a whole model: parameters, multiply-accumulates and seconds of one forward.
+
+    Multiply-accumulates are those of :meth:`infoslice.graph.Costs.macs`.
+    """
 
     parameters: int
     macs: int
@@ -113,13 +115,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def macs(model: nn.Module, inputs: Inputs) -> int:
-    """Multiply-accumulates of one forward: half of what ``torch.utils.flop_counter`` counts."""
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(*inputs.args, **inputs.kwargs)
-    return int(counter.get_total_flops()) // 2
-
-
 def latencies(
     models: Sequence[nn.Module], inputs: Inputs, *, seconds: float = 0.2, most: int = 50
 ) -> list[float]:
@@ -147,10 +142,10 @@ def latencies(
     return [statistics.median(times) for times in taken]
 
 
-def totals(models: Sequence[nn.Module], inputs: Inputs) -> list[Totals]:
-    """Totals of each model on the same inputs."""
+def totals(models: Sequence[nn.Module], macs: Sequence[int], inputs: Inputs) -> list[Totals]:
+    """Totals of each model, timed on the same inputs."""
     speeds = latencies(models, inputs)
     return [
-        Totals(sum(p.numel() for p in model.parameters()), macs(model, inputs), latency)
-        for model, latency in zip(models, speeds, strict=True)
+        Totals(sum(p.numel() for p in model.parameters()), count, latency)
+        for model, count, latency in zip(models, macs, speeds, strict=True)
     ]

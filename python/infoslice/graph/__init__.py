@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from infoslice.graph.channel_graph import ChannelGraph, ChannelGroup, ChannelSlice, SizeSlice
+from infoslice.graph.costs import Costs
 from infoslice.graph.index_map import IndexMap
 from infoslice.graph.shell import TraceError
 from infoslice.graph.trace import trace
@@ -11,6 +12,7 @@ __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "ChannelSlice",
+    "Costs",
     "IndexMap",
     "SizeSlice",
     "TraceError",

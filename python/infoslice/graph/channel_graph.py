@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from infoslice.graph.costs import Costs
 from infoslice.graph.dims import Atom, Dim
 from infoslice.graph.index_map import IndexMap
 from infoslice.graph.recording import Node
@@ -85,13 +87,16 @@ class ChannelGroup:
 class Signature:
     """The captured operators with the predicted structure of every result, for checking copies.
 
-    ``starts``: what a slice leaves out before the piece it takes.
+    ``starts``: what a slice leaves out before the piece it takes. ``weights``: the axes of every
+    parameter and buffer; ``parameters``: which of them are parameters.
     """
 
     nodes: tuple[Node, ...]
     dims: Mapping[Node, tuple[tuple[Dim, ...], ...]]
     starts: Mapping[Node, Dim]
     atoms: Mapping[str, Atom]
+    weights: Mapping[str, tuple[Dim, ...]]
+    parameters: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,11 @@ class ChannelGraph:
     def prunable(self) -> tuple[ChannelGroup, ...]:
         """The groups that may be cut."""
         return tuple(group for group in self.groups if group.prunable)
+
+    @functools.cached_property
+    def costs(self) -> Costs:
+        """What the model costs at any widths: parameters, MACs, bytes, seconds."""
+        return Costs(self)
 
     def describe(self) -> str:
         """All groups, then all that is left whole, as text."""

@@ -89,13 +89,15 @@ def _graph(
 ) -> ChannelGraph:
     groups, named = build_groups(walk, shell.module)
     dims = {node: _dims(result) for node, result in walk.values.items()}
+    weights = {name: value.dims for name, value in walk.weights.items()}
+    parameters = frozenset(name for name, _ in shell.module.named_parameters())
     return ChannelGraph(
         groups=groups,
         layers=tuple(walk.layers),
         whole=left_whole(walk, groups, shell.module, refused),
         tensors={n: (tuple(t.shape), t.dtype) for n, t in named_tensors(shell.module)},
         inputs=specs,
-        signature=Signature(captured.nodes, dims, dict(walk.starts), named),
+        signature=Signature(captured.nodes, dims, dict(walk.starts), named, weights, parameters),
     )
 
 

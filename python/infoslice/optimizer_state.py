@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -75,11 +75,14 @@ def state_along(
     return found
 
 
-def replace_parameters(optimizers: Iterable[Optimizer], memo: Mapping[int, Any]) -> None:
-    """Put the new tensors in place of the old: ``memo`` maps the identity of the old to the new.
+def replace_parameters(
+    optimizers: Iterable[Optimizer], old: Sequence[Tensor], new: Sequence[Tensor]
+) -> None:
+    """Put the new parameters and state tensors in place of the old.
 
     The groups and their order stay, as do all other objects that hold on to the optimizer.
     """
+    memo = {id(a): b for a, b in zip(old, new, strict=True)}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["params"][:] = [memo.get(id(p), p) for p in group["params"]]

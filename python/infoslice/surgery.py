@@ -16,8 +16,8 @@ from infoslice import ops
 from infoslice.graph.channel_graph import ChannelGraph, ChannelGroup
 from infoslice.graph.check import failing_groups
 from infoslice.graph.cuts import AxisCut, axis_cuts, new_shapes, set_sizes, size_cuts
-from infoslice.graph.shell import copy_module, is_special, named_tensors
-from infoslice.graph.trace import trace_specs
+from infoslice.graph.shell import is_special, named_tensors
+from infoslice.graph.trace import refuse_wrapped, trace_specs
 from infoslice.optimizer_state import replace_parameters, state_along
 from infoslice.plan_format import (
     decode_groups,
@@ -27,6 +27,7 @@ from infoslice.plan_format import (
     encode_tensors,
     encode_tree,
 )
+from infoslice.replacement import copy_with, like, replace_tensors
 
 __all__ = ["Edit", "PruningPlan", "Surgery", "plan"]
 
@@ -92,6 +93,7 @@ class PruningPlan:
             ValueError: names or shapes of parameters and buffers differ.
             TypeError: a dtype differs; a parameter to cut is sharded or quantised.
         """
+        refuse_wrapped("PruningPlan.validate", model)
         present = dict(named_tensors(model))
         _same_names(present, self.tensors)
         for name, (shape, dtype) in self.tensors.items():
@@ -113,6 +115,13 @@ class PruningPlan:
                     f"PruningPlan.validate: argument model: expected plain tensors to cut, got "
                     f"{name} of type {type(tensor).__name__} (sharded or quantised)"
                 )
+            for attribute, value in vars(tensor).items():
+                if isinstance(value, Tensor) and value.dim():
+                    raise ValueError(
+                        f"PruningPlan.validate: argument model: expected parameters whose "
+                        f"attributes hold no tensors, got {name}.{attribute} of shape "
+                        f"{tuple(value.shape)}; take it off, and cut it by the edit list"
+                    )
             twin = owners.setdefault(tensor.untyped_storage()._cdata, name)
             if twin != name:
                 raise ValueError(
@@ -193,21 +202,22 @@ class PruningPlan:
         tensors = dict(named_tensors(model))
         names = list(dict.fromkeys(cut.tensor for cut in cuts))
         along = [(name, tensors[name]) for name in names]
+        if inplace:
+            _refuse_hooks(along)
         if optimizers:
             along += state_along(optimizers, dict(along))
         self.check(model)
         old = [tensor for _, tensor in along]
         of_name = {name: [cut for cut in cuts if cut.tensor == name] for name in names}
         sliced = _slice(old, [of_name[name] for name, _ in along])
-        new = [_like(before, values) for before, values in zip(old, sliced, strict=True)]
+        new = [like(before, values) for before, values in zip(old, sliced, strict=True)]
         sizes = size_cuts(self.groups, self.keep, model)
-        memo: dict[int, Any] = {id(a): b for a, b in zip(old, new, strict=True)}
         if inplace:
-            _swap(model, memo)
-            replace_parameters(optimizers, memo)
+            replace_tensors(model, old, new)
+            replace_parameters(optimizers, old, new)
             result = model
         else:
-            result = copy_module(model, memo)
+            result = copy_with(model, old, new)
         set_sizes(result, sizes)
         shapes = self.new_shapes()
         edits = (
@@ -364,6 +374,17 @@ def _optimizers(given: object, inplace: bool) -> tuple[Optimizer, ...]:
     return tuple(given) if isinstance(given, (tuple, list)) else (cast(Optimizer, given),)
 
 
+def _refuse_hooks(cut: Iterable[tuple[str, Tensor]]) -> None:
+    """Such a hook is handed the parameter itself, and mostly keeps something by its identity."""
+    for name, tensor in cut:
+        if getattr(tensor, "_post_accumulate_grad_hooks", None):
+            raise ValueError(
+                f"PruningPlan.apply: argument model: expected no post-accumulate-grad hooks on "
+                f"parameters to cut in place, got one on {name}; remove it, and register it on the "
+                f"new parameter"
+            )
+
+
 def _slice(tensors: Sequence[Tensor], cuts: Sequence[Sequence[AxisCut]]) -> list[Tensor]:
     """All new tensors, by one call for each device."""
     result: list[Tensor | None] = [None] * len(tensors)
@@ -377,18 +398,3 @@ def _slice(tensors: Sequence[Tensor], cuts: Sequence[Sequence[AxisCut]]) -> list
         for i, tensor in zip(here, made, strict=True):
             result[i] = tensor
     return [tensor for tensor in result if tensor is not None]
-
-
-def _like(old: Tensor, values: Tensor) -> Tensor:
-    """The new values as what the old tensor was: parameter or buffer, with its attributes."""
-    new = nn.Parameter(values, old.requires_grad) if isinstance(old, nn.Parameter) else values
-    new.__dict__.update(vars(old))
-    return new
-
-
-def _swap(model: nn.Module, memo: Mapping[int, Any]) -> None:
-    for module in model.modules():
-        for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
-                if tensor is not None and id(tensor) in memo:
-                    table[name] = memo[id(tensor)]

@@ -98,6 +98,9 @@ def size_cuts(
 
 def get_size(module: nn.Module, attribute: str, position: int | None) -> int | None:
     """The number a module keeps under ``attribute``, None if it keeps no such number."""
+    declared = getattr(type(module), attribute, None)
+    if isinstance(declared, property) and declared.fset is None:
+        return None  # computed from something else
     value = getattr(module, attribute, None)
     if position is not None:
         value = value[position] if isinstance(value, (tuple, list)) and value else None

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -67,8 +67,8 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def is_special(tensor: Tensor) -> bool:
     """Sharded, quantised or otherwise more than a block of numbers."""
-    wrapped = bool(is_traceable_wrapper_subclass(tensor))
-    return wrapped or tensor.is_quantized
+    plain = type(tensor) in (Tensor, nn.Parameter, FakeTensor)
+    return not plain or bool(is_traceable_wrapper_subclass(tensor)) or tensor.is_quantized
 
 
 def specs_of(inputs: Any) -> Any:

@@ -30,7 +30,7 @@ from infoslice.graph.shell import (
 )
 from infoslice.graph.walk import Result, Value, Walk
 
-__all__ = ["trace", "trace_specs"]
+__all__ = ["refuse_wrapped", "trace", "trace_specs"]
 
 
 def trace(
@@ -179,14 +179,7 @@ def _arguments(
         raise TypeError(
             f"trace: argument model: expected a torch.nn.Module, got {type(model).__name__}"
         )
-    wrappers = {"OptimizedModule": "_orig_mod", "DataParallel": "module"}
-    wrappers |= {"DistributedDataParallel": "module", "FullyShardedDataParallel": "module"}
-    inner = wrappers.get(type(model).__name__)
-    if inner is not None or isinstance(model, torch.jit.ScriptModule):
-        hint = f"; pass model.{inner}" if inner else ""
-        raise TypeError(
-            f"trace: argument model: expected a plain module, got {type(model).__name__}{hint}"
-        )
+    refuse_wrapped("trace", model)
     kwargs = dict(example_kwargs or {})
     if isinstance(example_inputs, Tensor):
         return (example_inputs,), kwargs
@@ -201,6 +194,26 @@ def _arguments(
         f"trace: argument example_inputs: expected a tensor, a tuple or list of arguments or a "
         f"dict of keyword arguments, got {type(example_inputs).__name__}"
     )
+
+
+_WRAPPERS = {
+    "OptimizedModule": "pass model._orig_mod",
+    "DataParallel": "pass model.module",
+    "DistributedDataParallel": "pass model.module, and wrap anew what was cut in place",
+    "FullyShardedDataParallel": "trace and cut the model before it is sharded",
+    "FSDPModule": "trace and cut the model before fully_shard",
+    "ScriptModule": "trace and cut the module that was scripted",
+}
+
+
+def refuse_wrapped(op: str, model: nn.Module) -> None:
+    """Raise TypeError for modules that must be unwrapped first, saying how."""
+    for kind in type(model).__mro__:
+        if kind.__name__ in _WRAPPERS:
+            raise TypeError(
+                f"{op}: argument model: expected a plain module, got {kind.__name__}; "
+                f"{_WRAPPERS[kind.__name__]}"
+            )
 
 
 def _refused(model: nn.Module, ignored_layers: Iterable[str | nn.Module]) -> dict[str, str]:
@@ -239,7 +252,10 @@ def _refused(model: nn.Module, ignored_layers: Iterable[str | nn.Module]) -> dic
         elif id(tensor) in fused:
             refused[name] = "part of a module that runs other code in inference than when traced"
         elif ".parametrizations." in f".{name}":
-            refused[name] = "parametrised: remove the parametrisation first"
+            refused[name] = (
+                "parametrised: torch.nn.utils.parametrize.remove_parametrizations first, register "
+                "it again afterwards"
+            )
         elif is_special(tensor):
             refused[name] = "sharded or quantised parameter"
         elif tensor.layout != torch.strided:

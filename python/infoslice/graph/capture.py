@@ -18,10 +18,15 @@ from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from infoslice.graph.metadata import Results
 from infoslice.graph.recording import Node, remembered
 from infoslice.graph.shell import Shell, TraceError, named_tensors
 
 __all__ = ["Capture", "capture"]
+
+
+_LEAVES = frozenset((int, float, bool, str, type(None)))
+_results = Results()
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,8 @@ class _Recorder(SchemaCheckMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # What is changed in place is another node afterwards.
-        given = pytree.tree_map_only(Tensor, self.node_of, (args, kwargs))
-        result = func(*args, **kwargs)
+        given = self._nodes(args), {name: self._nodes(value) for name, value in kwargs.items()}
+        result = _results.run(func, args, kwargs)
         node = self._call(func, given[0], given[1], result)
         if isinstance(result, Tensor):
             self._keep(result, node)
@@ -65,6 +70,16 @@ class _Recorder(SchemaCheckMode):
                 if isinstance(item, Tensor):
                     self._keep(item, self._call(operator.getitem, (node, i), {}, item))
         return result
+
+    def _nodes(self, value: Any) -> Any:
+        """``value`` with a Node in place of every tensor."""
+        if isinstance(value, Tensor):
+            return self.node_of(value)
+        if type(value) in (tuple, list):
+            return type(value)(map(self._nodes, value))
+        if type(value) in _LEAVES:
+            return value
+        return pytree.tree_map_only(Tensor, self.node_of, value)
 
     def enter(self, tensor: Tensor) -> Node:
         """A tensor that comes from outside."""

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from infoslice.graph.capture import Capture, capture
 from infoslice.graph.channel_graph import ChannelGraph, Signature
 from infoslice.graph.cuts import axis_cuts, new_shapes, set_sizes, size_cuts
-from infoslice.graph.dims import Atom, size
+from infoslice.graph.dims import Atom, Dim, size_left
 from infoslice.graph.recording import (
     Node,
     argument,
@@ -36,6 +35,7 @@ _CUTS = frozenset(
 __all__ = ["check_keep", "failing_groups"]
 
 Shapes = list[tuple[int, ...]]
+Given = tuple[int, Shapes]  # the operator that gives it, and in which shapes
 
 # Operators that give the entries of their first argument in the same order.
 _REGROUPING = frozenset(
@@ -97,31 +97,30 @@ def failing_groups(
 
 
 def _difference(signature: Signature, pruned: Capture, kept: Mapping[Atom, int]) -> str | None:
+    sizes: dict[Dim, int] = {}
+
     def predicted(node: Node) -> Shapes:
-        return [tuple(size(d, kept) for d in dims) for dims in signature.dims.get(node, ())]
+        dims = signature.dims.get(node, ())
+        return [tuple(size_left(d, kept, sizes) for d in axes) for axes in dims]
 
     nodes, given = _without_regrouping(signature.nodes, predicted)
     nodes_after, given_after = _without_regrouping(pruned.nodes, lambda n: tensor_shapes(n.value))
     for before, after in zip(nodes, nodes_after, strict=False):
-        where = call_site(before)
         called = before.op == "call_function"
         if before.op != after.op or (called and before.target != after.target):
-            return f"calls {call_site(after)} instead of {where}"
+            return f"calls {call_site(after)} instead of {call_site(before)}"
         if called or before.op == "output":
-            old, new = _constants(before, given), _constants(after, given_after)
-            if len(old) != len(new):
-                return f"{where} has {len(new)} arguments instead of {len(old)}"
-            for was, now in zip(old, new, strict=True):
-                if repr(was) != repr(now):  # NaN is given as NaN
-                    return f"{where} is given {now} instead of {was}"
+            told = _other_constant(before, after, given, given_after)
+            if told is not None:
+                return told
         if before in signature.starts:
             start = argument(after, 2, "start") or 0
-            expected_start = size(signature.starts[before], kept)
+            expected_start = size_left(signature.starts[before], kept, sizes)
             if start not in (expected_start, expected_start - _sliced_length(after)):
-                return f"{where} begins at {start} instead of {expected_start}"
+                return f"{call_site(before)} begins at {start} instead of {expected_start}"
         expected, got = predicted(before), tensor_shapes(after.value)
         if expected != got:
-            return f"{where} gives shapes {got} instead of {expected}"
+            return f"{call_site(before)} gives shapes {got} instead of {expected}"
     if len(nodes) != len(nodes_after):
         return f"calls {len(nodes_after)} operators instead of {len(nodes)}"
     return None
@@ -129,15 +128,15 @@ def _difference(signature: Signature, pruned: Capture, kept: Mapping[Atom, int])
 
 def _without_regrouping(
     nodes: Sequence[Node], shapes: Callable[[Node], Shapes]
-) -> tuple[list[Node], dict[Node, str]]:
-    """The nodes that compute something, and what each node gives, in words.
+) -> tuple[list[Node], dict[Node, Given]]:
+    """The nodes that compute something, and what each node gives.
 
     A tensor read in another row-major shape is that tensor: code may leave a regrouping out where
     it would change nothing (``repeat`` of one head, ``contiguous``).
     """
     left: list[Node] = []
     source: dict[Node, int] = {}
-    given: dict[Node, str] = {}
+    given: dict[Node, Given] = {}
     made: dict[Node, Shapes] = {}
     for node in nodes:
         made[node] = shapes(node)
@@ -152,7 +151,7 @@ def _without_regrouping(
         else:
             source[node] = len(left)
             left.append(node)
-        given[node] = f"the result of operator {source[node]} as {made[node]}"
+        given[node] = (source[node], made[node])
     return left, given
 
 
@@ -162,23 +161,40 @@ def _sliced_length(node: Node) -> int:
     return shape[int(argument(node, 1, "dim", 0)) % len(shape)]
 
 
-def _constants(node: Node, given: Mapping[Node, str]) -> list[Any]:
-    """The arguments that must not change: everything but sizes, tensors by position."""
-    name = operator_name(node)
-    result: list[Any] = []
-    for label, value in _arguments(node):
+def _other_constant(
+    before: Node, after: Node, given: Mapping[Node, Given], given_after: Mapping[Node, Given]
+) -> str | None:
+    """The first argument that must not change and did: all but sizes; tensors by who gives them."""
+    name = operator_name(before)
+    was, now = _arguments(before), _arguments(after)
+    if len(was) != len(now):
+        return f"{call_site(before)} has {len(now)} arguments instead of {len(was)}"
+    for (label, old), (_, new) in zip(was, now, strict=True):
         if (label == "groups" and "conv" in name) or label == "num_groups":
             continue  # a depthwise convolution has as many as channels
         if label in ("enable_gqa", "repeats"):
             continue  # the shapes say how many heads share keys and values
         if name in _CUTS and label in ("start", "end", "length", "split_size"):
             continue  # where pieces begin and end is compared with the prediction
-        for leaf in pytree.tree_leaves(value):
-            if isinstance(leaf, Node):
-                result.append(given[leaf])
-            elif not (name in _TOLD_SIZES and type(leaf) is int and value is not leaf):
-                result.append(leaf)  # all but sizes within a list
-    return result
+        told = name in _TOLD_SIZES
+        first, second = _constants(old, given, told), _constants(new, given_after, told)
+        if first is not second and repr(first) != repr(second):  # NaN is given as NaN
+            return f"{call_site(before)} is given {_shown(new)} instead of {_shown(old)}"
+    return None
+
+
+def _constants(value: Any, given: Mapping[Node, Given], told: bool) -> Any:
+    """An argument with what gives it in place of every tensor, without sizes listed if ``told``."""
+    if isinstance(value, Node):
+        return given[value]
+    if isinstance(value, (tuple, list)):
+        left = [item for item in value if not (told and type(item) is int)]
+        return [_constants(item, given, told) for item in left]
+    return value
+
+
+def _shown(value: Any) -> str:
+    return f"the result of {call_site(value)}" if isinstance(value, Node) else str(value)
 
 
 def _arguments(node: Node) -> list[tuple[str, Any]]:

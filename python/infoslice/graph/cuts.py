@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from infoslice.graph.channel_graph import ChannelGroup
+from infoslice.graph.index_map import IndexMap
 
 __all__ = ["AxisCut", "SizeCut", "axis_cuts", "new_shapes", "set_sizes", "size_cuts"]
+
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +39,10 @@ class SizeCut:
     new: int
 
 
-def _removed(keep: Tensor, channels: int) -> Tensor:
-    gone = torch.ones(channels, dtype=torch.bool)
-    gone[keep] = False
-    return gone.nonzero().reshape(-1)
+def _kept(keep: Tensor, channels: int) -> Mask:
+    mask = np.zeros(channels, dtype=bool)
+    mask[keep.numpy()] = True
+    return mask
 
 
 def axis_cuts(
@@ -47,21 +53,30 @@ def axis_cuts(
     """What each axis keeps once every group in ``keep`` has lost its other channels.
 
     Several groups may share an axis (a concatenation, a flatten of two): a position goes if any
-    group it belongs to removes it.
+    group it belongs to removes it. Axes where the same channels lie alike share one ``keep``.
+
+    Raises IndexError for an index map that does not fit its axis.
     """
-    masks: dict[tuple[str, int], Tensor] = {}
+    masks: list[Mask] = []
+    lying: dict[tuple[str, int], dict[tuple[int, IndexMap], None]] = {}
     for group in groups:
-        if group.name not in keep:
-            continue
-        gone = _removed(keep[group.name], group.channels)
-        for piece in group.slices:
-            key = (piece.tensor, piece.axis)
-            if key not in masks:
-                masks[key] = torch.ones(shapes[piece.tensor][piece.axis], dtype=torch.bool)
-            masks[key][piece.index_map.indices(gone)] = False
-    return tuple(
-        AxisCut(tensor, axis, mask.nonzero().reshape(-1)) for (tensor, axis), mask in masks.items()
-    )
+        if group.name in keep:
+            for piece in group.slices:
+                where = lying.setdefault((piece.tensor, piece.axis), {})
+                where[len(masks), piece.index_map] = None
+            masks.append(_kept(keep[group.name], group.channels))
+    known: dict[Any, Tensor] = {}
+    cuts = []
+    for (tensor, axis), where in lying.items():
+        length = shapes[tensor][axis]
+        key = (length, *where)
+        if key not in known:
+            left = np.ones(length, dtype=bool)
+            for number, index_map in where:
+                index_map.view(left)[:] &= masks[number][:, None]
+            known[key] = torch.from_numpy(np.flatnonzero(left))
+        cuts.append(AxisCut(tensor, axis, known[key]))
+    return tuple(cuts)
 
 
 def new_shapes(
@@ -80,20 +95,20 @@ def size_cuts(
     groups: Iterable[ChannelGroup], keep: Mapping[str, Tensor], model: nn.Module
 ) -> tuple[SizeCut, ...]:
     """The attributes of the modules of ``model`` that shrink with the groups in ``keep``."""
-    gone: dict[tuple[str, str, int | None], list[Tensor]] = {}
+    left: dict[tuple[str, str, int | None], tuple[int, Mask]] = {}
     for group in groups:
-        if group.name in keep:
-            removed = _removed(keep[group.name], group.channels)
-            for piece in group.sizes:
-                key = (piece.module, piece.attribute, piece.position)
-                gone.setdefault(key, []).append(piece.index_map.indices(removed))
-    result: list[SizeCut] = []
-    for (module, attribute, position), positions in gone.items():
-        old = get_size(model.get_submodule(module), attribute, position)
-        if old is not None:
-            count = len(set(torch.cat(positions).tolist()))
-            result.append(SizeCut(module, attribute, position, old, old - count))
-    return tuple(result)
+        if group.name not in keep:
+            continue
+        mask = _kept(keep[group.name], group.channels)
+        for piece in group.sizes:
+            key = (piece.module, piece.attribute, piece.position)
+            if key not in left:
+                old = get_size(model.get_submodule(piece.module), piece.attribute, piece.position)
+                if old is None:
+                    continue
+                left[key] = old, np.ones(old, dtype=bool)
+            piece.index_map.view(left[key][1])[:] &= mask[:, None]
+    return tuple(SizeCut(*key, old, int(mask.sum())) for key, (old, mask) in left.items())
 
 
 def get_size(module: nn.Module, attribute: str, position: int | None) -> int | None:

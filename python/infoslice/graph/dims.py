@@ -55,17 +55,32 @@ class Prod:
 Dim = Atom | Sum | Prod
 
 
-def size(dim: Dim, kept: Mapping[Atom, int] | None = None) -> int:
-    """Length of the axis, or its length when atoms in ``kept`` have that many indices left."""
-    if isinstance(dim, Sum):
-        return sum(size(part, kept) for part in dim.parts)
-    if isinstance(dim, Prod):
-        return math.prod(size(factor, kept) for factor in dim.factors)
-    if kept is None:
+def size(dim: Dim) -> int:
+    """Length of the axis."""
+    if isinstance(dim, Atom):
         return dim.size
-    if dim.bound is not None:
-        return size(dim.bound, kept)
-    return kept.get(dim, dim.size)
+    if isinstance(dim, Sum):
+        return sum(map(size, dim.parts))
+    return math.prod(map(size, dim.factors))
+
+
+def size_left(dim: Dim, kept: Mapping[Atom, int], known: dict[Dim, int]) -> int:
+    """Length of the axis when atoms in ``kept`` have that many indices left.
+
+    ``known`` remembers what was asked with the same ``kept``: long sums share their parts.
+    """
+    found = known.get(dim)
+    if found is None:
+        if isinstance(dim, Sum):
+            found = sum(size_left(part, kept, known) for part in dim.parts)
+        elif isinstance(dim, Prod):
+            found = math.prod(size_left(factor, kept, known) for factor in dim.factors)
+        elif dim.bound is not None:
+            found = size_left(dim.bound, kept, known)
+        else:
+            found = kept.get(dim, dim.size)
+        known[dim] = found
+    return found
 
 
 def resolve(dim: Dim) -> Dim:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -48,6 +51,24 @@ class IndexMap:
         run = torch.arange(self.run)[None, None, :]
         positions = self.offset + period + channel[None, :, None] * self.run + run
         return positions.reshape(-1).sort().values
+
+    def view(self, axis: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The places of the channels within an array of the axis' length, to read and to write.
+
+        Returns a view ``[repeat, channels, run]``. Raises IndexError if they reach beyond the axis.
+        """
+        end = self.offset + (self.repeat - 1) * self.period + self.channels * self.run
+        smallest = min(self.channels, self.run, self.repeat, self.offset + 1, self.period + 1)
+        if smallest < 1 or end > len(axis):
+            raise IndexError(f"{self} does not fit an axis of length {len(axis)}")
+        if self.repeat == 1 and self.run == 1:
+            return axis[None, self.offset : end, None]
+        step = axis.strides[0]
+        return np.lib.stride_tricks.as_strided(
+            axis[self.offset :],
+            (self.repeat, self.channels, self.run),
+            (self.period * step, self.run * step, step),
+        )
 
     def to_dict(self) -> dict[str, int]:
         """The five integers by name."""

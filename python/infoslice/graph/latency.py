@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from infoslice.graph.dims import size
+from infoslice.graph.dims import Dim, size_left
 from infoslice.graph.recording import Node, Shape, operator_name
 from infoslice.graph.shell import TensorSpec
 
@@ -58,12 +58,13 @@ class LatencyTable:
             )
         atoms = self._signature.atoms
         widths = {atoms[name]: count for name, count in kept.items()}
+        known: dict[Dim, int] = {}
 
         def shape(node: Node) -> Any:
             dims = self._signature.dims.get(node)
             if not dims or not isinstance(node.value, Shape):
                 return node.value
-            return Shape(tuple(size(dim, widths) for dim in dims[0]), node.value.dtype)
+            return Shape(tuple(size_left(dim, widths, known) for dim in dims[0]), node.value.dtype)
 
         total = 0.0
         for node in self._signature.nodes:

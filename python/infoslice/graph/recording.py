@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,11 +39,20 @@ class Node:
     module: str = ""
     users: dict[Node, None] = field(default_factory=dict, repr=False)
 
-    @property
+    @functools.cached_property
     def inputs(self) -> tuple[Node, ...]:
         """The nodes among the arguments, nested ones included, each once."""
-        leaves = pytree.tree_leaves((self.args, self.kwargs))
-        return tuple(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Node)))
+        return tuple(dict.fromkeys(_nodes((self.args, self.kwargs))))
+
+
+def _nodes(value: Any) -> Iterator[Node]:
+    if isinstance(value, Node):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _nodes(item)
+    elif isinstance(value, dict):
+        yield from _nodes(tuple(value.values()))
 
 
 def remembered(value: Any) -> Any:

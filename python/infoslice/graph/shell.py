@@ -7,15 +7,21 @@ changes, and models on the meta device, frozen models and models larger than mem
 from __future__ import annotations
 
 import copy
+import copyreg
+import types
+import weakref
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from infoslice.graph.metadata import fake
 
 __all__ = [
     "Shell", "TensorSpec", "TraceError", "build_shell", "copy_module", "is_special",
@@ -54,7 +60,7 @@ class Shell:
         """The tree ``specs`` with every TensorSpec replaced by a fake tensor."""
         return pytree.tree_map_only(
             TensorSpec,
-            lambda s: _fake(self.mode, s.shape, s.stride, s.dtype, _real(s.device, self.device)),
+            lambda s: fake(self.mode, s.shape, s.stride, s.dtype, _real(s.device, self.device)),
             specs,
         )
 
@@ -96,19 +102,20 @@ def build_shell(
     memo: dict[int, Any] = {}
     for name, tensor in tensors.items():
         shape = shapes.get(name)
-        fake = _fake(
+        made = fake(
             mode,
             tuple(tensor.shape) if shape is None else shape,
             None if shape is not None or tensor.layout != torch.strided else tensor.stride(),
             tensor.dtype,
             _real(tensor.device, home),
         )
-        is_parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(fake, requires_grad=False) if is_parameter else fake
+        if isinstance(tensor, nn.Parameter):
+            made._is_param = True  # what nn.Parameter does to it
+        memo[id(tensor)] = made
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and id(value) not in memo:
-                memo[id(value)] = _fake(
+                memo[id(value)] = fake(
                     mode, tuple(value.shape), None, value.dtype, _real(value.device, home)
                 )
     return Shell(copy_module(model, memo).train(training), mode, home)
@@ -120,7 +127,7 @@ def copy_module(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     Raises TraceError for modules that hold what cannot be copied (locks, files, ...).
     """
     try:
-        return copy.deepcopy(model, memo)
+        return cast(nn.Module, _copied(model, memo))
     except Exception as error:  # deepcopy runs code of foreign modules
         raise TraceError(
             f"argument model: expected a module that copy.deepcopy can copy, got "
@@ -128,20 +135,59 @@ def copy_module(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         ) from error
 
 
+_UNCHANGING = frozenset((
+    int, float, bool, str, bytes, complex, type(None), type, types.FunctionType,
+    types.BuiltinFunctionType, torch.dtype, torch.device,
+))  # fmt: skip
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """``copy.deepcopy``, without its detours for modules and the tables that they consist of."""
+    kind = type(value)
+    if kind in _UNCHANGING:
+        return value
+    found = memo.get(id(value))
+    if found is not None:
+        return found
+    if kind is set and not value:
+        empty = memo[id(value)] = set()
+        return empty
+    if kind is dict or kind is OrderedDict:
+        made = memo[id(value)] = kind()
+        for key, item in value.items():
+            made[_copied(key, memo)] = _copied(item, memo)
+        return made
+    if kind is list:
+        row: list[Any] = []
+        memo[id(value)] = row
+        row.extend(_copied(item, memo) for item in value)
+        return row
+    if isinstance(value, nn.Module) and _copied_as_usual(type(value)):
+        module = memo[id(value)] = object.__new__(kind)
+        get_state = getattr(value, "__getstate__", None)
+        given = vars(value) if get_state is None else get_state()
+        module.__setstate__({name: _copied(item, memo) for name, item in given.items()})
+        return module
+    return copy.deepcopy(value, memo)
+
+
+def _copied_as_usual(kind: type[nn.Module]) -> bool:
+    """Whether deepcopy makes an empty module of that class and hands it a copy of its state."""
+    if kind not in _usual:
+        special = {
+            name for base in kind.__mro__ for name in vars(base) if base not in (object, nn.Module)
+        }
+        _usual[kind] = kind not in copyreg.dispatch_table and special.isdisjoint((
+            "__deepcopy__", "__getnewargs__", "__getnewargs_ex__", "__getstate__", "__new__",
+            "__reduce__", "__reduce_ex__", "__slots__",
+        ))  # fmt: skip
+    return _usual[kind]
+
+
+_usual: weakref.WeakKeyDictionary[type[nn.Module], bool] = weakref.WeakKeyDictionary()
+
+
 def _real(device: torch.device | str, home: torch.device) -> torch.device:
     """Meta tensors are traced as if they lay with the rest of the model."""
     device = torch.device(device)
     return home if device.type == "meta" else device
-
-
-def _fake(
-    mode: FakeTensorMode,
-    shape: tuple[int, ...],
-    stride: tuple[int, ...] | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    with mode:
-        if stride is None:
-            return torch.empty(shape, dtype=dtype, device=device)
-        return torch.empty_strided(shape, stride, dtype=dtype, device=device)

@@ -174,7 +174,7 @@ def _other_constant(
             continue  # a depthwise convolution has as many as channels
         if label in ("enable_gqa", "repeats"):
             continue  # the shapes say how many heads share keys and values
-        if name in _CUTS and label in ("start", "end", "length", "split_size"):
+        if name in _CUTS and label in ("start", "end", "length", "split_size", "split_sizes"):
             continue  # where pieces begin and end is compared with the prediction
         told = name in _TOLD_SIZES
         first, second = _constants(old, given, told), _constants(new, given_after, told)

@@ -12,7 +12,7 @@ from torch import nn
 from infoslice import saving
 from infoslice.graph import trace
 from infoslice.saving import load_pruned, save_pruned
-from infoslice.surgery import plan
+from infoslice.surgery import PruningPlan, plan
 from networks import MODELS, Residual, Tied, inputs, make
 from oracle import random_plan
 
@@ -32,7 +32,7 @@ def assert_equal(ours, theirs):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("fresh", ["other weights", "meta"])
+@pytest.mark.parametrize("fresh", ["other weights", "meta", "factory"])
 def test_round_trip(kind, fresh, tmp_path):
     small, pruning = pruned(kind)
     written = save_pruned(small, pruning, tmp_path / "net")
@@ -44,7 +44,7 @@ def test_round_trip(kind, fresh, tmp_path):
     else:
         model = make(kind, seed=77, dtype=torch.float32)
     before = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    loaded = load_pruned(model, tmp_path / "net")
+    loaded = load_pruned(kind if fresh == "factory" else model, tmp_path / "net")
     assert_equal(loaded, small)
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == before
     x = inputs(kind, torch.float32)
@@ -60,10 +60,12 @@ def test_trained_further_and_another_precision(tmp_path):
     small.half()
     save_pruned(small, pruning, str(tmp_path / "net.safetensors"))
     fresh = make(Residual, dtype=torch.float32).requires_grad_(False)
+    fresh.head.weight.no_weight_decay = True
     fresh = fresh.to(memory_format=torch.channels_last)
     loaded = load_pruned(fresh, tmp_path / "net.json")
     assert_equal(loaded, small)
     assert not any(p.requires_grad for p in loaded.parameters())
+    assert loaded.head.weight.no_weight_decay
     assert loaded.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert loaded.stem[0].out_channels == len(loaded.stem[0].weight)
 
@@ -121,6 +123,24 @@ def test_wrong_model_for_the_plan(tmp_path):
         load_pruned(small, tmp_path / "net")
     with pytest.raises(FileNotFoundError):
         load_pruned(Residual(), tmp_path / "nowhere")
+    for wrong, name in ((lambda: 3, "int from the function"), ("net", "str")):
+        with pytest.raises(TypeError, match=f"expected a torch.nn.Module or .* got {name}"):
+            load_pruned(wrong, tmp_path / "net")
+
+
+def test_pruned_in_steps(tmp_path):
+    """The first cut is made again from its plan alone, the rest is loaded."""
+    model = make(Residual, dtype=torch.float32)
+    first = random_plan(trace(model, inputs(Residual, torch.float32)), 1, least=4)
+    once = first.apply(model).model
+    second = random_plan(trace(once, inputs(Residual, torch.float32)), 2)
+    twice = second.apply(once).model
+    save_pruned(twice, second, tmp_path / "net")
+    first = PruningPlan.from_json(first.to_json())
+    with torch.device("meta"):
+        fresh = Residual()
+    fresh = first.apply(fresh).model
+    assert_equal(load_pruned(fresh, tmp_path / "net"), twice)
 
 
 class Extra(Scaled):

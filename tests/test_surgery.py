@@ -75,7 +75,18 @@ def test_nothing_removed_is_no_edit(residual):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"keep": {"nowhere": [0]}}, ValueError, "keep: expected groups among .*'nowhere'"),
+        (
+            {"keep": {"stem": [0]}},
+            ValueError,
+            r"keep: expected groups among \[stem\.0, \.\.\.\], got 'stem'",
+        ),
+        ({"keep": {3: [0]}}, ValueError, r"among \[.*, \.\.\.\], got 3"),
+        (
+            {"remove": {"blocks.0.b.0": [0]}},
+            ValueError,
+            r"'blocks\.0\.b\.0', a layer that writes the channels of the group 'stem\.0'",
+        ),
+        ({"keep": [0]}, TypeError, "keep: expected a mapping .* got list"),
         (
             {"remove": {"head": [0]}},
             ValueError,
@@ -101,7 +112,9 @@ def test_nothing_removed_is_no_edit(residual):
     ],
 )
 def test_bad_plans(residual, arguments, error, message):
-    _, graph = residual
+    model, graph = residual
+    with pytest.raises(TypeError, match=r"graph: expected what infoslice\.trace returns"):
+        plan(model, **arguments)
     with pytest.raises(error, match=message):
         plan(graph, **arguments)
 
@@ -112,7 +125,7 @@ def test_explain_and_json(residual):
     text = made.explain()
     left = len(made.keep["stem.0"])
     assert f"stem.0: 6 -> {left} channels" in text
-    assert "in     blocks.0.a.0.weight axis 1" in text
+    assert f"read by blocks.0.a.0.weight axis 1: 6 -> {left}" in text
     smaller = made.apply(model).model
     count = sum(t.numel() for t in smaller.state_dict().values())
     assert f" -> {count} (-" in text

@@ -6,9 +6,8 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 
 from infoslice import ops
 from infoslice.graph.cuts import set_sizes, size_cuts
-from infoslice.graph.shell import copy_module, named_tensors
+from infoslice.graph.shell import named_tensors
+from infoslice.replacement import copy_with, like
 from infoslice.surgery import PruningPlan
 
 __all__ = ["load_pruned", "save_pruned"]
@@ -75,13 +75,15 @@ def save_pruned(
     return weights_path, json_path
 
 
-def load_pruned(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+def load_pruned(
+    model: nn.Module | Callable[[], nn.Module], path: str | os.PathLike[str]
+) -> nn.Module:
     """Rebuild a pruned model from a fresh instance of the unpruned one.
 
     Args:
-        model: an unpruned instance, with any weights, on any device, the meta device included; it
-            stays as it is. Tensors are loaded to its devices (from meta: the CPU), in the dtypes
-            of the file.
+        model: an unpruned instance, or a function without arguments that makes one (its class,
+            say), with any weights, on any device, the meta device included; it stays as it is.
+            Tensors are loaded to its devices (from meta: the CPU), in the dtypes of the file.
         path: as for :func:`save_pruned`.
 
     Returns:
@@ -91,6 +93,7 @@ def load_pruned(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     Raises:
         ValueError: ``model`` does not match the plan, the two files do not belong together, names
             or shapes in the file are not those expected, or an unsaved buffer lies on meta.
+        TypeError: ``model`` is neither a module nor a function that returns one.
         FileNotFoundError: a file is missing.
     """
     weights_path, json_path = _paths(path)
@@ -104,6 +107,7 @@ def load_pruned(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
                 f"together, got weights of another plan"
             )
         loaded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    model = _made(model)
     plan.validate(model, dtypes=False)
     plan.check(model)
     state, own_ties = _state(model, "load_pruned")
@@ -118,14 +122,25 @@ def load_pruned(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
             f"load_pruned: {weights_path.name}: expected {odd[0]} of shape {expected.get(odd[0])}, "
             f"got {found.get(odd[0])}"
         )
-    memo: dict[int, Any] = {}
-    for name, tensor in named_tensors(model):
-        values = _placed(loaded[name], tensor) if name in loaded else _unsaved(plan, name, tensor)
-        is_parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(values, tensor.requires_grad) if is_parameter else values
-    result = copy_module(model, memo)
+    old = [tensor for _, tensor in named_tensors(model)]
+    new = [
+        _placed(loaded[name], tensor) if name in loaded else _unsaved(plan, name, tensor)
+        for name, tensor in named_tensors(model)
+    ]
+    result = copy_with(model, old, [like(a, b) for a, b in zip(old, new, strict=True)])
     set_sizes(result, size_cuts(plan.groups, plan.keep, model))
     return result
+
+
+def _made(model: object) -> nn.Module:
+    made = model() if callable(model) and not isinstance(model, nn.Module) else model
+    if not isinstance(made, nn.Module):
+        from_it = "" if made is model else " from the function"
+        raise TypeError(
+            f"load_pruned: argument model: expected a torch.nn.Module or a function that makes "
+            f"one, got {type(made).__name__}{from_it}"
+        )
+    return made
 
 
 def _paths(path: str | os.PathLike[str]) -> tuple[Path, Path]:

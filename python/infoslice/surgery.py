@@ -19,6 +19,7 @@ from infoslice.graph.cuts import AxisCut, axis_cuts, new_shapes, set_sizes, size
 from infoslice.graph.shell import is_special, named_tensors
 from infoslice.graph.trace import refuse_wrapped, trace_specs
 from infoslice.optimizer_state import replace_parameters, state_along
+from infoslice.plan_arguments import kept_channels, unknown_group
 from infoslice.plan_format import (
     decode_groups,
     decode_tensors,
@@ -97,10 +98,12 @@ class PruningPlan:
         present = dict(named_tensors(model))
         _same_names(present, self.tensors)
         for name, (shape, dtype) in self.tensors.items():
-            if tuple(present[name].shape) != shape:
+            got = tuple(present[name].shape)
+            if got != shape:
+                cut = "; is it cut already?" if got == self.new_shapes()[name] else ""
                 raise ValueError(
                     f"PruningPlan.validate: argument model: expected {name} of shape {shape}, got "
-                    f"{tuple(present[name].shape)}"
+                    f"{got}{cut}"
                 )
             if dtypes and present[name].dtype != dtype:
                 raise TypeError(
@@ -228,12 +231,16 @@ class PruningPlan:
 
     def explain(self) -> str:
         """What will be cut, group by group, and what it saves, as text."""
+        verbs = {"out": "written by", "in": "read by", "follow": "carried by"}
+        lengths = {(cut.tensor, cut.axis): cut.keep.numel() for cut in self.cuts}
         lines = []
         for group in self.groups:
             left = self.keep[group.name].numel()
             lines.append(f"{group.name}: {group.channels} -> {left} channels")
             for piece in group.slices:
-                lines.append(f"  {piece.role:6} {piece.tensor} axis {piece.axis}")
+                length = self.shapes[piece.tensor][piece.axis]
+                change = f"{length} -> {lengths[piece.tensor, piece.axis]}"
+                lines.append(f"  {verbs[piece.role]} {piece.tensor} axis {piece.axis}: {change}")
             lines.extend(f"  renormalised by {where}" for where in group.renormalised)
         before = sum(torch.Size(shape).numel() for shape in self.shapes.values())
         after = sum(torch.Size(shape).numel() for shape in self.new_shapes().values())
@@ -265,7 +272,7 @@ class PruningPlan:
                 raise ValueError(f"{data['format']!r} version {data['version']!r}")
             groups = decode_groups(data["groups"])
             keep = {
-                group.name: _indices(entry["keep"], "keep", group)
+                group.name: kept_channels(entry["keep"], "keep", group)
                 for group, entry in zip(groups, data["groups"], strict=True)
             }
             tensors = decode_tensors(data["tensors"])
@@ -295,18 +302,25 @@ def plan(
     Raises:
         ValueError: an unknown group, one that cannot be pruned, one given in both mappings;
             channels out of range, unsorted, repeated; nothing left.
-        TypeError: channels that are not integers.
+        TypeError: channels that are not integers; arguments of other types than these.
     """
+    if not isinstance(graph, ChannelGraph):
+        raise TypeError(
+            f"plan: argument graph: expected what infoslice.trace returns, got "
+            f"{type(graph).__name__}"
+        )
     known = {group.name: group for group in graph.groups}
     chosen: dict[str, Tensor] = {}
     for argument, mapping in (("keep", keep or {}), ("remove", remove or {})):
+        if not isinstance(mapping, Mapping):
+            raise TypeError(
+                f"plan: argument {argument}: expected a mapping from group names to channels, got "
+                f"{type(mapping).__name__}"
+            )
         for name, channels in mapping.items():
             group = known.get(name)
             if group is None:
-                listed = ", ".join(known)
-                raise ValueError(
-                    f"plan: argument {argument}: expected groups among [{listed}], got {name!r}"
-                )
+                raise ValueError(f"plan: argument {argument}: {unknown_group(graph, name)}")
             if not group.prunable:
                 raise ValueError(
                     f"plan: argument {argument}: expected prunable groups, got {name!r} that is "
@@ -317,41 +331,11 @@ def plan(
                     f"plan: arguments keep and remove: expected each group once, got {name!r} in "
                     f"both"
                 )
-            chosen[name] = _indices(channels, argument, group)
+            chosen[name] = kept_channels(channels, argument, group)
     cut = {g.name: chosen[g.name] for g in graph.groups if g.name in chosen}
     cut = {name: left for name, left in cut.items() if left.numel() < known[name].channels}
     groups = tuple(group for group in graph.groups if group.name in cut)
     return PruningPlan(cut, groups, graph.tensors, graph.inputs, graph)
-
-
-def _indices(channels: Any, argument: str, group: ChannelGroup) -> Tensor:
-    """Checked channel numbers to keep."""
-    place = f"plan: argument {argument}: group {group.name!r}: expected"
-    try:
-        given = torch.as_tensor(channels)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{place} integers, got {type(channels).__name__}: {error}") from error
-    if given.numel() == 0:
-        given = given.to(torch.int64)
-    if given.dtype == torch.bool or given.is_floating_point() or given.is_complex():
-        raise TypeError(f"{place} integers, got {given.dtype}")
-    if given.dim() != 1:
-        raise ValueError(f"{place} one dimension, got shape {tuple(given.shape)}")
-    given = given.detach().to(device="cpu", dtype=torch.int64, copy=True)
-    if given.numel() and (int(given.min()) < 0 or int(given.max()) >= group.channels):
-        span = f"{int(given.min())} to {int(given.max())}"
-        raise ValueError(f"{place} channels in [0, {group.channels}), got values from {span}")
-    ordered = given if argument == "keep" else given.sort().values
-    if bool((ordered[1:] <= ordered[:-1]).any()):
-        wanted = "sorted, unique channels" if argument == "keep" else "unique channels"
-        raise ValueError(f"{place} {wanted}, got {given.tolist()}")
-    if argument == "remove":
-        left = torch.ones(group.channels, dtype=torch.bool)
-        left[given] = False
-        given = left.nonzero().reshape(-1)
-    if given.numel() == 0:
-        raise ValueError(f"{place} at least one channel to be left, got none")
-    return given
 
 
 def _same_names(present: Iterable[str], expected: Iterable[str]) -> None:

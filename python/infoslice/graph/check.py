@@ -190,6 +190,8 @@ def _constants(value: Any, given: Mapping[Node, Given], told: bool) -> Any:
     if isinstance(value, (tuple, list)):
         left = [item for item in value if not (told and type(item) is int)]
         return [_constants(item, given, told) for item in left]
+    if isinstance(value, torch.ScriptObject):
+        return str(value)  # packed weights, copied with the model: told by their class
     return value
 
 

@@ -310,8 +310,8 @@ def _fitting(keys: Iterable[str], name: str, group: ChannelGroup | None) -> set[
 
 def _unit(group: ChannelGroup) -> int:
     """By how much one channel lengthens the axes that the group's layers write."""
-    maps = [piece.index_map for piece in group.slices if piece.role == "out"]
-    return math.gcd(*(index_map.run * index_map.repeat for index_map in maps)) or 1
+    written = {(piece.tensor, piece.axis) for piece in group.slices if piece.role == "out"}
+    return math.gcd(*(group.lengths[axis] for axis in written)) or 1
 
 
 def _share(ratio: float, count: int) -> int:

@@ -13,6 +13,7 @@ from infoslice.graph.costs import Costs
 from infoslice.graph.dims import Atom, Dim
 from infoslice.graph.index_map import IndexMap
 from infoslice.graph.recording import Node
+from infoslice.graph.views import explain, to_dot
 from infoslice.graph.walk import Role
 
 __all__ = ["ChannelGraph", "ChannelGroup", "ChannelSlice", "Signature", "SizeSlice"]
@@ -54,7 +55,8 @@ class ChannelGroup:
     ``producers`` write the channels, ``consumers`` read them, ``followers`` carry them along
     (normalisations, depthwise convolutions, PReLU, per-channel scales). ``renormalised`` names the
     operators that compute statistics *across* the group's channels (layer norm): after a cut they
-    do so over the channels that are left, so that there slicing differs from zeroing.
+    do so over the channels that are left, so that there slicing differs from zeroing. ``kind`` says
+    what one channel is where it is more than a single index ("head of width 64").
     """
 
     name: str
@@ -67,11 +69,24 @@ class ChannelGroup:
     reason: str
     sizes: tuple[SizeSlice, ...] = ()
     renormalised: tuple[str, ...] = ()
+    kind: str = field(default="channel", compare=False)
+
+    @property
+    def lengths(self) -> dict[tuple[str, int], int]:
+        """(tensor, axis) -> how many positions one channel takes there."""
+        maps = {(s.tensor, s.axis, s.index_map) for s in self.slices}
+        taken = dict.fromkeys(((s.tensor, s.axis) for s in self.slices), 0)
+        for tensor, axis, index_map in maps:
+            taken[tensor, axis] += index_map.run * index_map.repeat
+        return taken
 
     def describe(self) -> str:
         """A few lines of text: who is coupled, and why the group is left whole if it is."""
         state = "prunable" if self.prunable else f"left whole: {self.reason}"
-        lines = [f"{self.name}: {self.channels} channels, {state}"]
+        least = min(self.lengths.values(), default=1)
+        kind = f"set of {least} channels" if self.kind == "channel" and least > 1 else self.kind
+        each = "" if kind == "channel" else f", each a {kind}"
+        lines = [f"{self.name}: {self.channels} channels{each}, {state}"]
         for title, names in (
             ("written by", self.producers),
             ("read by", self.consumers),
@@ -80,6 +95,11 @@ class ChannelGroup:
         ):
             if names:
                 lines.append(f"  {title}: {', '.join(names)}")
+        wide: dict[int, list[str]] = {}
+        for (tensor, axis), length in self.lengths.items():
+            if length > 1:
+                wide.setdefault(length, []).append(f"{tensor} axis {axis}")
+        lines.extend(f"  one takes {n} of: {', '.join(places)}" for n, places in wide.items())
         return "\n".join(lines)
 
 
@@ -133,6 +153,23 @@ class ChannelGraph:
     def costs(self) -> Costs:
         """What the model costs at any widths: parameters, MACs, bytes, seconds."""
         return Costs(self)
+
+    def explain(self, path: str) -> str:
+        """As text: the groups that a module reads, carries and writes, or why it is left whole.
+
+        With each group come the modules that hang together with it, and the operators that join
+        them. A module that holds others is explained layer by layer, ``""`` the whole model.
+
+        Raises ValueError if no module with weights has this path or lies below it.
+        """
+        return explain(self, path)
+
+    def to_dot(self) -> str:
+        """A drawing for Graphviz: layers (boxes), and the groups they write and read (ellipses).
+
+        ``dot -Tsvg`` makes a picture of it. Groups left whole are grey.
+        """
+        return to_dot(self)
 
     def describe(self) -> str:
         """All groups, then all that is left whole, as text."""

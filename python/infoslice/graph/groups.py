@@ -9,6 +9,7 @@ from torch import nn
 from infoslice.graph.channel_graph import ChannelGroup, ChannelSlice, SizeSlice
 from infoslice.graph.cuts import get_size
 from infoslice.graph.dims import Atom, Dim, atoms, index_maps, pin, size
+from infoslice.graph.kinds import kinds_of_channels
 from infoslice.graph.walk import HEADS, MULTIPLIER, REPEATS, SPATIAL, Use, Walk
 
 __all__ = ["build_groups", "left_whole"]
@@ -35,6 +36,8 @@ def build_groups(walk: Walk, shell: nn.Module) -> tuple[tuple[ChannelGroup, ...]
     for where, dim in walk.renormalised:
         for atom in atoms(dim):
             renormalised.setdefault(atom, {})[where] = None
+
+    kinds = kinds_of_channels(walk, slices)
 
     order = {use: i for i, use in reversed(list(enumerate(walk.uses)))}
     drafts: list[tuple[int, Atom, list[Use]]] = []
@@ -74,6 +77,7 @@ def build_groups(walk: Walk, shell: nn.Module) -> tuple[tuple[ChannelGroup, ...]
                 reason=reason,
                 sizes=tuple(sizes.get(atom, ())),
                 renormalised=tuple(renormalised.get(atom, ())),
+                kind=kinds.get(atom, "channel"),
             )
         )
     return tuple(groups), named

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from infoslice import surgery
 from infoslice.graph import trace
+from infoslice.replacement import like
 from infoslice.surgery import plan
 from networks import Residual, Tied, inputs, make
 from oracle import random_plan
@@ -290,6 +292,29 @@ def test_refused(make_optimizer, error, message):
     for name, parameter in model.named_parameters():
         assert id(parameter) == before[name][0]
         assert torch.equal(parameter, before[name][1])
+
+
+def test_a_failure_while_cutting_changes_nothing(monkeypatch):
+    """Memory may run out at any tensor."""
+    model, optimizer = trained(OPTIMIZERS["adam"])
+    pruning = plan(trace(model, X), keep={"stem.0": [0, 1], "blocks.1.b.0": [3]})
+    parameters = list(model.parameters())
+    states = [dict(optimizer.state[p]) for p in parameters]
+
+    def fail(old, values):
+        if old is states[-2]["exp_avg"]:
+            raise MemoryError
+        return like(old, values)
+
+    monkeypatch.setattr(surgery, "like", fail)
+    with pytest.raises(MemoryError):
+        pruning.apply(model, inplace=True, optimizer=optimizer)
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    assert all(a is b for a, b in zip(parameters, optimizer.param_groups[0]["params"], strict=True))
+    for parameter, state in zip(parameters, states, strict=True):
+        assert all(optimizer.state[parameter][key] is value for key, value in state.items())
+    assert model.stem[0].out_channels == 6
+    step(model, optimizer)
 
 
 def test_not_for_a_copy():

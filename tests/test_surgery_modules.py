@@ -173,6 +173,47 @@ def copy_of(model):
     return result
 
 
+def test_lazy_modules():
+    model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 2))
+    twin = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    pruning = plan(trace(twin, torch.zeros(1, 6)), keep={"0": [2, 3]})
+    with pytest.raises(ValueError, match=r"initialised parameters, got 0\.weight of a lazy module"):
+        pruning.apply(model)
+    model(torch.zeros(1, 6))
+    assert pruning.apply(model).model[0].out_features == 2
+
+
+class Asserts(nn.Module):
+    """Insists on the size it was made with."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        y = self.a(x)
+        if y.shape[-1] != 8:
+            raise AssertionError
+        return self.b(y)
+
+
+def test_a_module_that_asserts_its_size():
+    model, x = Asserts(), torch.zeros(1, 6)
+    with pytest.raises(ValueError, match="group a: raises AssertionError"):
+        plan(trace(model, x), keep={"a": [0]}).apply(model, inplace=True)
+    assert model.a.out_features == 8
+
+
+def test_a_cut_in_inference_mode_can_be_trained():
+    model = make(Residual)
+    with torch.inference_mode():
+        small, pruning = pruned(model, X)
+        pruning.apply(model, inplace=True)
+    for net in (small, model):
+        net(X).sum().backward()
+        assert all(p.grad is not None for p in net.parameters())
+
+
 # ---- weights that are computed
 
 

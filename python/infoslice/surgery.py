@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from infoslice import ops
@@ -98,6 +99,11 @@ class PruningPlan:
         present = dict(named_tensors(model))
         _same_names(present, self.tensors)
         for name, (shape, dtype) in self.tensors.items():
+            if is_lazy(present[name]):
+                raise ValueError(
+                    f"PruningPlan.validate: argument model: expected initialised parameters, got "
+                    f"{name} of a lazy module; run the model once first"
+                )
             got = tuple(present[name].shape)
             if got != shape:
                 cut = "; is it cut already?" if got == self.new_shapes()[name] else ""
@@ -203,24 +209,26 @@ class PruningPlan:
         self.validate(model)
         cuts = self.cuts
         tensors = dict(named_tensors(model))
-        names = list(dict.fromkeys(cut.tensor for cut in cuts))
-        along = [(name, tensors[name]) for name in names]
+        of_name: dict[str, list[AxisCut]] = {}
+        for cut in cuts:
+            of_name.setdefault(cut.tensor, []).append(cut)
+        along = [(name, tensors[name]) for name in of_name]
         if inplace:
             _refuse_hooks(along)
         if optimizers:
             along += state_along(optimizers, dict(along))
         self.check(model)
         old = [tensor for _, tensor in along]
-        of_name = {name: [cut for cut in cuts if cut.tensor == name] for name in names}
-        sliced = _slice(old, [of_name[name] for name, _ in along])
-        new = [like(before, values) for before, values in zip(old, sliced, strict=True)]
         sizes = size_cuts(self.groups, self.keep, model)
-        if inplace:
-            replace_tensors(model, old, new)
-            replace_parameters(optimizers, old, new)
-            result = model
-        else:
-            result = copy_with(model, old, new)
+        with torch.inference_mode(False):  # tensors made in that mode could never be trained
+            sliced = _slice(old, [of_name[name] for name, _ in along])
+            new = [like(before, values) for before, values in zip(old, sliced, strict=True)]
+            if inplace:
+                replace_tensors(model, old, new)
+                replace_parameters(optimizers, old, new)
+                result = model
+            else:
+                result = copy_with(model, old, new)
         set_sizes(result, sizes)
         shapes = self.new_shapes()
         edits = (

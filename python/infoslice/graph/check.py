@@ -72,7 +72,8 @@ def _run(graph: ChannelGraph, shell: Shell, kept: Mapping[Atom, int]) -> str | N
     try:
         pruned = capture(shell, graph.inputs)
     except TraceError as error:
-        return str(error.__cause__ or error).strip().partition("\n")[0]
+        cause = error.__cause__ or error
+        return str(cause).strip().partition("\n")[0] or f"raises {type(cause).__name__}"
     return _difference(graph.signature, pruned, kept)
 
 

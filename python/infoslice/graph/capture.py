@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from infoslice.graph.metadata import Results
-from infoslice.graph.recording import Node, remembered
+from infoslice.graph.recording import Node, operator_name, remembered
 from infoslice.graph.shell import Shell, TraceError, named_tensors
 
 __all__ = ["Capture", "capture"]
@@ -61,7 +61,10 @@ class _Recorder(SchemaCheckMode):
         kwargs = kwargs or {}
         # What is changed in place is another node afterwards.
         given = self._nodes(args), {name: self._nodes(value) for name, value in kwargs.items()}
-        result = _results.run(func, args, kwargs)
+        grouped = func is torch.ops.aten._grouped_mm.default
+        result: Any = (
+            _grouped_product(*args, **kwargs) if grouped else _results.run(func, args, kwargs)
+        )
         node = self._call(func, given[0], given[1], result)
         if isinstance(result, Tensor):
             self._keep(result, node)
@@ -102,7 +105,9 @@ class _Recorder(SchemaCheckMode):
             node = self.enter(tensor)
             self.constants.add(node)
             return node
-        if first.target is not None and not first.inputs and first.value == remembered(tensor):
+        name = operator_name(first)
+        makes = not first.inputs or name.endswith("_like") or name.startswith("aten::new_")
+        if first.target is not None and makes and first.value == remembered(tensor):
             return first  # torch hands out a copy of what a factory makes
         # Reached past the dispatcher (``x.data``): an operator without a rule, so all stays whole.
         alias = self._call(tensor_data, (first,), {}, tensor)
@@ -131,6 +136,17 @@ def _memory_of(tensor: Tensor) -> int:
         tensor = torch._C._functorch.get_unwrapped(tensor)
     memory: int = tensor.untyped_storage()._cdata
     return memory
+
+
+def _grouped_product(x: Tensor, y: Tensor, *_: Any, **__: Any) -> Tensor:
+    """x [S, K] times y [E, K, N] in pieces of x: torch's own fake knows bfloat16 alone."""
+    for given in (x, y):
+        if max(given.stride()[-2:]) * given.element_size() % 16:
+            raise RuntimeError(
+                f"grouped_mm wants rows of a multiple of 16 bytes, got {tuple(given.shape)} of "
+                f"{given.dtype}: keep a multiple of {16 // given.element_size()} channels"
+            )
+    return x.new_empty((*x.shape[:-1], y.shape[-1]))
 
 
 def tensor_data() -> None:

@@ -173,7 +173,7 @@ def _other_constant(
     for (label, old), (_, new) in zip(was, now, strict=True):
         if (label == "groups" and "conv" in name) or label == "num_groups":
             continue  # a depthwise convolution has as many as channels
-        if label in ("enable_gqa", "repeats"):
+        if label in ("enable_gqa", "repeats", "output_size"):
             continue  # the shapes say how many heads share keys and values
         if name in _CUTS and label in ("start", "end", "length", "split_size", "split_sizes"):
             continue  # where pieces begin and end is compared with the prediction

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -113,10 +114,12 @@ def size_cuts(
 
 def get_size(module: nn.Module, attribute: str, position: int | None) -> int | None:
     """The number a module keeps under ``attribute``, None if it keeps no such number."""
-    declared = getattr(type(module), attribute, None)
-    if isinstance(declared, property) and declared.fset is None:
-        return None  # computed from something else
-    value = getattr(module, attribute, None)
+    value: Any = module
+    for name in attribute.split("."):
+        declared = getattr(type(value), name, None)
+        if isinstance(declared, property) and declared.fset is None:
+            return None  # computed from something else
+        value = getattr(value, name, None)
     if position is not None:
         value = value[position] if isinstance(value, (tuple, list)) and value else None
     return value if type(value) is int else None
@@ -125,10 +128,15 @@ def get_size(module: nn.Module, attribute: str, position: int | None) -> int | N
 def set_sizes(model: nn.Module, cuts: Iterable[SizeCut]) -> None:
     """Write the new sizes into the modules of ``model``."""
     for cut in cuts:
-        module = model.get_submodule(cut.module)
-        if cut.position is None:
-            setattr(module, cut.attribute, cut.new)
-        else:
-            value = list(getattr(module, cut.attribute))
-            value[cut.position] = cut.new
-            setattr(module, cut.attribute, tuple(value))
+        holder: Any = model.get_submodule(cut.module)
+        *outer, attribute = cut.attribute.split(".")
+        for name in outer:  # an object that other modules may hold as well
+            inner = copy.copy(getattr(holder, name))
+            setattr(holder, name, inner)
+            holder = inner
+        new: Any = cut.new
+        if cut.position is not None:
+            new = list(getattr(holder, attribute))
+            new[cut.position] = cut.new
+            new = tuple(new)
+        setattr(holder, attribute, new)

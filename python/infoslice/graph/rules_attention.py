@@ -7,16 +7,24 @@ from infoslice.graph.recording import Node, argument, shape_of
 from infoslice.graph.rules_elementwise import broadcast
 from infoslice.graph.walk import REPEATS, Result, Role, Value, Walk, rule
 
-__all__ = ["product_of_activations"]
+__all__ = ["product"]
 
 
-def product_of_activations(walk: Walk, node: Node, x: Value, y: Value) -> Value:
+def product(walk: Walk, node: Node, x: Value, y: Value) -> Value:
     """x [..., n, k] times y [..., k, m]; a vector stands for a matrix of one row or column.
 
-    The axes in front are the same in both; what is summed over stays whole.
+    The axes in front are the same in both. What is summed over is read by the factor that is a
+    weight; if both are computed it stays whole.
     """
-    reason = f"{walk.where(node)} sums over the axis"
-    walk.pin([x.dims[-1], y.dims[-2 if len(y.dims) > 1 else -1]], reason)
+    inner, outer = (-2 if len(y.dims) > 1 else -1), (-1 if len(y.dims) > 1 else None)
+    if (x.tensor is None) == (y.tensor is None):
+        walk.pin([x.dims[-1], y.dims[inner]], f"{walk.where(node)} sums over the axis")
+    else:
+        walk.unify(node, x.dims[-1], y.dims[inner])
+        weight, read, written = (x, -1, -2) if y.tensor is None else (y, inner, outer)
+        walk.use(node, weight, read, "in")
+        if written is not None:
+            walk.use(node, weight, written, "out")
     front = broadcast(walk, node, [Value(x.dims[:-2]), Value(y.dims[:-2])])
     rows = x.dims[-2:-1] if len(x.dims) > 1 else ()
     columns = y.dims[-1:] if len(y.dims) > 1 else ()
@@ -25,12 +33,28 @@ def product_of_activations(walk: Walk, node: Node, x: Value, y: Value) -> Value:
 
 @rule("aten::bmm")
 def _bmm(walk: Walk, node: Node) -> Value:
-    return product_of_activations(walk, node, walk.tensor(node.args[0]), walk.tensor(node.args[1]))
+    return product(walk, node, walk.tensor(node.args[0]), walk.tensor(node.args[1]))
+
+
+@rule("aten::_grouped_mm")
+def _grouped_mm(walk: Walk, node: Node) -> Result:
+    """Rows of x [S, K] in consecutive pieces, one for each matrix of weight [E, K, N]."""
+    x, weight = walk.tensor(node.args[0]), walk.tensor(node.args[1])
+    if len(x.dims) != 2 or len(weight.dims) != 3 or weight.tensor is None:
+        return walk.unknown(node)
+    walk.baked = True
+    walk.pin(weight.dims[:1], f"{walk.where(node)} has a number of matrices")
+    walk.unify(node, x.dims[-1], weight.dims[1])
+    walk.use(node, weight, 1, "in")
+    walk.use(node, weight, 2, "out")
+    for dim in (x.dims[-1], weight.dims[2]):
+        walk.steps.append((dim, 16 // node.value.dtype.itemsize))
+    return Value((x.dims[0], weight.dims[2]))
 
 
 @rule("aten::baddbmm")
 def _baddbmm(walk: Walk, node: Node) -> Value:
-    made = product_of_activations(walk, node, walk.tensor(node.args[1]), walk.tensor(node.args[2]))
+    made = product(walk, node, walk.tensor(node.args[1]), walk.tensor(node.args[2]))
     return Value(broadcast(walk, node, [made, walk.tensor(node.args[0])]))
 
 
@@ -119,7 +143,9 @@ def _index(walk: Walk, node: Node) -> Result:
     walk.pin([x.dims[axis], *looked_up.dims], reason)
     shape = shape_of(node)[axis : axis + len(looked_up.dims)]
     made = tuple(Atom(n, reason) for n in shape)
-    return Value((*x.dims[:axis], *made, *x.dims[axis + 1 :]))
+    # Rows of a weight are that weight still.
+    axes = (*x.axes[:axis], *(axis for _ in made), *x.axes[axis + 1 :]) if x.tensor else ()
+    return Value((*x.dims[:axis], *made, *x.dims[axis + 1 :]), x.tensor, axes)
 
 
 @rule("aten::index_select")

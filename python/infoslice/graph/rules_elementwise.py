@@ -69,11 +69,19 @@ def broadcast(walk: Walk, node: Node, values: list[Value]) -> tuple[Dim, ...]:
 
 
 @rule("aten::zeros", "aten::ones", "aten::full", "aten::new_zeros", "aten::new_ones",
-      "aten::new_full")  # fmt: skip
+      "aten::new_full", "aten::empty", "aten::new_empty")  # fmt: skip
 def _constant(walk: Walk, node: Node) -> Result:
-    """All entries are equal, so that any may go; whether the size follows is checked by a run."""
+    """All entries are equal, so that any may go; whether the size follows is checked by a run.
+
+    An empty tensor is written to in place afterwards, which says what its axes are.
+    """
     walk.baked = True
     return fresh(node)
+
+
+@rule("aten::arange")
+def _arange(walk: Walk, node: Node) -> Result:
+    return fresh(node, f"{walk.where(node)} numbers the entries of the axis")
 
 
 @rule("aten::expand", "aten::broadcast_to", "aten::expand_as")

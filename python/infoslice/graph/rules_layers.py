@@ -7,7 +7,7 @@ from typing import Any
 
 from infoslice.graph.dims import Atom, Dim, Prod, size
 from infoslice.graph.recording import Node, argument, shape_of
-from infoslice.graph.rules_attention import product_of_activations
+from infoslice.graph.rules_attention import product
 from infoslice.graph.walk import MULTIPLIER, SPATIAL, Value, Walk, rule
 
 __all__: list[str] = []
@@ -98,7 +98,7 @@ def _linear(walk: Walk, node: Node) -> Value:
 def _matmul(walk: Walk, node: Node) -> Value:
     x, y = walk.tensor(node.args[0]), walk.tensor(node.args[1])
     if len(y.dims) != 2 or y.tensor is None:
-        return product_of_activations(walk, node, x, y)
+        return product(walk, node, x, y)
     return _contract(walk, node, x, y, transpose=False)
 
 

@@ -6,10 +6,21 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from infoslice.graph.dims import Atom, Dim, Prod, Sum, parts, resolve, size, split_atom, unify
+from infoslice.graph.dims import (
+    Atom,
+    Dim,
+    Prod,
+    Sum,
+    parts,
+    product,
+    resolve,
+    size,
+    split_atom,
+    unify,
+)
 from infoslice.graph.recording import Node, argument, operator_name, shape_of, tensor_shapes
 from infoslice.graph.rules_norms import statistic
-from infoslice.graph.walk import HEADS, SPATIAL, Result, Value, Walk, fresh, rule
+from infoslice.graph.walk import CONFIG, HEADS, SPATIAL, Result, Value, Walk, fresh, rule
 
 __all__: list[str] = []
 
@@ -88,6 +99,12 @@ def _view(walk: Walk, node: Node) -> Result:
         return walk.unknown(node, f"{walk.where(node)} regroups axes across channels")
     for dim in out:
         walk.guess_sizes(node, HEADS, dim)
+    long = [(axis, size(dim)) for axis, dim in zip(x.axes, x.dims, strict=False) if size(dim) > 1]
+    if x.tensor is not None and [n for _, n in long] == [n for n in shape_of(node) if n > 1]:
+        # A weight whose axes of length 1 come and go is that weight.
+        left = iter(axis for axis, _ in long)
+        axes = tuple(next(left) if n > 1 else None for n in shape_of(node))
+        return Value(tuple(out), x.tensor, axes)
     return Value(tuple(out))
 
 
@@ -280,7 +297,16 @@ def _slice(walk: Walk, node: Node) -> Result:
         return _cut(walk, node, x, axis)
     walk.baked = True
     walk.starts[node] = cut[0]
+    walk.at_end.append(functools.partial(_sizes_of_pieces, walk, node, cut[:2]))
     return _with(x, axis, cut[1])
+
+
+def _sizes_of_pieces(walk: Walk, node: Node, pieces: Sequence[Dim]) -> None:
+    """Where pieces begin may be told by the number of heads in them, or by their width."""
+    for piece in pieces:
+        factors = _factors(piece)
+        for count in range(1, len(factors) + 1):
+            walk.guess_sizes(node, (*HEADS, *CONFIG), product(factors[:count]))
 
 
 @rule("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split",
@@ -293,6 +319,7 @@ def _split(walk: Walk, node: Node) -> Result:
     if pieces is None:
         return _cut(walk, node, x, axis)
     walk.baked = True
+    walk.at_end.append(functools.partial(_sizes_of_pieces, walk, node, pieces))
     if not isinstance(argument(node, 1, "split_size"), (list, tuple)) and len(set(lengths)) == 1:
         for piece in pieces[1:]:  # pieces of one length stay of one length
             walk.unify(node, pieces[0], piece)

@@ -17,7 +17,7 @@ import infoslice.graph.rules_shape  # noqa: F401  (importing registers the rules
 from infoslice.graph.capture import Capture, capture
 from infoslice.graph.channel_graph import ChannelGraph, Signature
 from infoslice.graph.check import failing_groups
-from infoslice.graph.dims import Atom, pin
+from infoslice.graph.dims import Atom, atoms, pin
 from infoslice.graph.groups import build_groups, left_whole
 from infoslice.graph.shell import (
     Shell,
@@ -77,7 +77,11 @@ def trace_specs(
     if walk.baked:
         # Numbers reached an operator. A size that the code computed from its input follows a cut,
         # one that it spells out does not, and a scale should stay: running a smaller copy tells.
-        all_but_one = {g.name: torch.arange(g.channels - 1) for g in graph.prunable}
+        steps = {atom: step for dim, step in walk.steps for atom in atoms(dim)}
+        all_but_one = {}
+        for group in graph.prunable:
+            step = steps.get(graph.signature.atoms[group.name], 1)
+            all_but_one[group.name] = torch.arange(max(group.channels - step, 1))
         for name, failure in failing_groups(graph, shell.module, all_but_one).items():
             pin(graph.signature.atoms[name], f"a smaller copy does not run alike: {failure}")
         graph = _graph(walk, captured, shell, specs, refused)

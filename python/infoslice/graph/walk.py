@@ -27,11 +27,14 @@ SPATIAL = "spatial or kernel axis"
 MULTIPLIER = "channel multiplier of a depthwise convolution"
 
 
-# Attributes under which modules keep a number of heads or the width of all heads together.
+# Attributes under which modules keep numbers of heads, groups and experts, and widths.
 HEADS = """
-num_heads n_heads num_attention_heads n_head nhead heads num_key_value_heads num_kv_heads
-all_head_size attn_dim inner_dim split_size hidden_size embed_dim
+num_heads n_heads num_attention_heads n_head nhead heads num_key_value_heads num_kv_heads n_groups
+all_head_size attn_dim inner_dim split_size hidden_size hidden_dim embed_dim intermediate_size
+intermediate_dim kv_lora_rank v_head_dim time_step_rank conv_dim group_size head_dim
 """.split()
+# ... and the configuration that the modules of a model share; a module then gets one of its own.
+CONFIG = ["config.num_attention_heads", "config.num_key_value_heads"]
 REPEATS = ["num_key_value_groups", "n_rep"]  # heads that share one head of keys and values
 
 
@@ -39,13 +42,14 @@ REPEATS = ["num_key_value_groups", "n_rep"]  # heads that share one head of keys
 class Value:
     """A tensor in the graph: one dimension per axis.
 
-    ``tensor`` names the parameter or buffer this is, ``axes`` the axis of it that each axis is;
-    both survive transposition only. None for everything that was computed.
+    ``tensor`` names the parameter or buffer this is, ``axes`` the axis of it that each axis is
+    (None for an axis of length 1 that it lacks). Both survive transposition, and the choice of
+    rows. None for everything that was computed.
     """
 
     dims: tuple[Dim, ...]
     tensor: str | None = None
-    axes: tuple[int, ...] = ()
+    axes: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Walk:
     starts: dict[Node, Dim] = field(default_factory=dict)  # what a slice leaves out before it
     # What can only be decided when all axes are known.
     at_end: list[Callable[[], None]] = field(default_factory=list)
+    steps: list[tuple[Dim, int]] = field(default_factory=list)  # lengths that kernels want
     baked: bool = False  # numbers reach an operator: the code may spell out or use channel counts
 
     # ---- running
@@ -179,8 +184,10 @@ class Walk:
     def use(self, node: Node, value: Value | None, axis: int, role: Role) -> None:
         """A layer writes, reads or carries channels along ``axis`` of a weight."""
         if value is not None and value.tensor is not None:
-            module = self.module_of(value.tensor, node.module)
-            self.uses.append(Use(value.tensor, value.axes[axis], role, module))
+            of_tensor = value.axes[axis]
+            if of_tensor is not None:
+                module = self.module_of(value.tensor, node.module)
+                self.uses.append(Use(value.tensor, of_tensor, role, module))
 
     def size_attribute(
         self, node: Node, attribute: str, dim: Dim, position: int | None = None

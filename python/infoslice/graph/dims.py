@@ -224,7 +224,8 @@ def _align(a: Dim, b: Dim, xs: list[Dim], ys: list[Dim], reason: str, *, nested:
 def index_maps(dim: Dim) -> list[tuple[Atom, IndexMap]] | None:
     """Every atom of an axis with the positions of its indices, in order of first position.
 
-    None if an atom sits inside two separate outer loops, which one IndexMap cannot say.
+    An atom inside two separate outer loops lies where one IndexMap cannot say: such atoms are left
+    out if they are pinned, else the result is None.
     """
     found: list[tuple[Atom, IndexMap]] = []
     return found if _collect(resolve(dim), 1, 0, 1, 0, found) else None
@@ -253,6 +254,9 @@ def _collect(
             loop = (outer, block)
         elif period == outer * block:
             loop = (repeat * outer, block)
+        elif all(atom.reason for atom in atoms(factor)):
+            outer *= size(factor)
+            continue
         else:
             return False
         if not _collect(factor, inner, offset, *loop, found):

@@ -20,7 +20,7 @@ from infoslice.graph.dims import (
 )
 from infoslice.graph.recording import Node, argument, operator_name, shape_of, tensor_shapes
 from infoslice.graph.rules_norms import statistic
-from infoslice.graph.walk import CONFIG, HEADS, SPATIAL, Result, Value, Walk, fresh, rule
+from infoslice.graph.walk import CONFIG, HEADS, SPATIAL, WIDTHS, Result, Value, Walk, fresh, rule
 
 __all__: list[str] = []
 
@@ -97,8 +97,10 @@ def _view(walk: Walk, node: Node) -> Result:
     out = _deal(factors, shape_of(node))
     if out is None:
         return walk.unknown(node, f"{walk.where(node)} regroups axes across channels")
-    for dim in out:
+    for dim in out[:-1]:
         walk.guess_sizes(node, HEADS, dim)
+    for dim in out[-1:]:
+        walk.guess_sizes(node, WIDTHS, dim)
     long = [(axis, size(dim)) for axis, dim in zip(x.axes, x.dims, strict=False) if size(dim) > 1]
     if x.tensor is not None and [n for _, n in long] == [n for n in shape_of(node) if n > 1]:
         # A weight whose axes of length 1 come and go is that weight.
@@ -305,8 +307,9 @@ def _sizes_of_pieces(walk: Walk, node: Node, pieces: Sequence[Dim]) -> None:
     """Where pieces begin may be told by the number of heads in them, or by their width."""
     for piece in pieces:
         factors = _factors(piece)
-        for count in range(1, len(factors) + 1):
+        for count in range(1, len(factors)):
             walk.guess_sizes(node, (*HEADS, *CONFIG), product(factors[:count]))
+        walk.guess_sizes(node, (*WIDTHS, *HEADS), piece)
 
 
 @rule("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split",

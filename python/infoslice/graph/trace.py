@@ -77,15 +77,27 @@ def trace_specs(
     if walk.baked:
         # Numbers reached an operator. A size that the code computed from its input follows a cut,
         # one that it spells out does not, and a scale should stay: running a smaller copy tells.
-        steps = {atom: step for dim, step in walk.steps for atom in atoms(dim)}
-        all_but_one = {}
-        for group in graph.prunable:
-            step = steps.get(graph.signature.atoms[group.name], 1)
-            all_but_one[group.name] = torch.arange(max(group.channels - step, 1))
-        for name, failure in failing_groups(graph, shell.module, all_but_one).items():
+        fewer = _fewer_channels(walk, graph)
+        for name, failure in failing_groups(graph, shell.module, fewer).items():
             pin(graph.signature.atoms[name], f"a smaller copy does not run alike: {failure}")
         graph = _graph(walk, captured, shell, specs, refused)
     return graph
+
+
+def _fewer_channels(walk: Walk, graph: ChannelGraph) -> dict[str, Tensor]:
+    """A few channels less of every group, and of groups of one size not equally many.
+
+    Code that takes the size of one group for that of another fails then.
+    """
+    steps = {atom: step for dim, step in walk.steps for atom in atoms(dim)}
+    seen: dict[int, int] = {}
+    keep: dict[str, Tensor] = {}
+    for group in graph.prunable:
+        nth = seen[group.channels] = seen.get(group.channels, -1) + 1
+        step = steps.get(graph.signature.atoms[group.name], 1)
+        removed = step * (1 + nth % max((group.channels - 1) // step, 1))
+        keep[group.name] = torch.arange(max(group.channels - removed, 1))
+    return keep
 
 
 def _graph(

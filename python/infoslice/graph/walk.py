@@ -27,9 +27,11 @@ SPATIAL = "spatial or kernel axis"
 MULTIPLIER = "channel multiplier of a depthwise convolution"
 
 
-# Attributes under which modules keep numbers of heads, groups and experts, and widths.
+# Attributes under which modules keep numbers of heads or groups, and widths.
 HEADS = """
 num_heads n_heads num_attention_heads n_head nhead heads num_key_value_heads num_kv_heads n_groups
+""".split()
+WIDTHS = """
 all_head_size attn_dim inner_dim split_size hidden_size hidden_dim embed_dim intermediate_size
 intermediate_dim kv_lora_rank v_head_dim time_step_rank conv_dim group_size head_dim
 """.split()

@@ -1,10 +1,10 @@
 """What a cut model is compared with: the whole model with the removed channels silenced.
 
 Silencing is done on the input side of the consumers (their weights for removed channels are zero),
-which is exact for any activation function. Statistics that normalise channels (layer norms, norms
-written out by hand) are taken over the kept channels: the operators themselves are told, as the
-model calls them, so that it does not matter in what module or on which axis they work. Where all
-activations map 0 to 0 a second, independent oracle silences the producers.
+which is exact for any activation function. Statistics across channels (layer norms and their like,
+written by hand or not) are taken over the kept channels alone: the silenced model runs under a mode
+that sees its operators as the recording did. Where all activations map 0 to 0 a second, independent
+oracle silences the producers.
 """
 
 from __future__ import annotations
@@ -18,10 +18,16 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from infoslice.graph.capture import _as_exported, _paths
 from infoslice.graph.dims import index_maps, size
 from infoslice.graph.recording import argument, operator_name
 from infoslice.surgery import plan
+
+NORMS = ("aten::layer_norm", "aten::rms_norm", "aten::group_norm")
+# Operators and the position of the axes among their arguments.
+STATISTICS = {
+    "aten::mean": 1, "aten::sum": 1, "aten::var": 1, "aten::std": 1, "aten::var_mean": 1,
+    "aten::std_mean": 1, "aten::norm": 2, "aten::linalg_vector_norm": 2,
+}  # fmt: skip
 
 
 def random_plan(graph, seed, least=1):
@@ -34,115 +40,99 @@ def random_plan(graph, seed, least=1):
     return plan(graph, remove=remove)
 
 
-class KeptStatistics(SchemaCheckMode):
-    """While it is on, the normalising operators of a model see the kept channels alone.
+def kept_positions(dim, keep):
+    """Positions left of an axis, None for all of them; ``keep``: atom -> channels kept."""
+    left = None
+    for atom, index_map in index_maps(dim) or ():
+        if atom in keep:
+            left = torch.ones(size(dim), dtype=torch.bool) if left is None else left
+            gone = sorted(set(range(atom.size)) - set(keep[atom].tolist()))
+            left[index_map.indices(torch.tensor(gone))] = False
+    return None if left is None else left.nonzero().reshape(-1)
 
-    An operator is known by what it is, the module that calls it, and the how manieth of its kind in
-    there it is: the recording of the model says on which axes of its input channels were removed.
+
+class KeptStatistics(SchemaCheckMode):
+    """Every statistic across channels that are cut is taken over the kept ones.
+
+    ``calls``: operator -> its calls in order, each with the kept positions by axis of its input.
     """
 
-    def __init__(self, pruning):
+    def __init__(self, graph, pruning):
         TorchDispatchMode.__init__(self, _dispatch_key=torch._C.DispatchKey.PreDispatch)
-        self.modules = [""]
+        atoms = {graph.signature.atoms[name]: kept for name, kept in pruning.keep.items()}
+        self.calls = {}
         self.seen = Counter()
-        self.kept = {}
-        gone = {}
-        for group in pruning.groups:
-            removed = set(range(group.channels)) - set(pruning.keep[group.name].tolist())
-            gone[pruning.graph.signature.atoms[group.name]] = torch.tensor(sorted(removed))
-        places = {
-            text.split("'")[1] if "'" in text else ""
-            for group in pruning.groups
-            for text in group.renormalised
-        }
-        count = Counter()
-        for node in pruning.graph.signature.nodes:
-            if node.op != "call_function" or operator_name(node) == "getitem":
-                continue
-            key = (node.target, node.module)
-            axes = _statistic_axes(node) if node.module in places else ()
-            for axis in axes:
-                (dims,) = pruning.graph.signature.dims[node.args[0]]
-                keep = torch.ones(size(dims[axis]), dtype=torch.bool)
-                for atom, index_map in index_maps(dims[axis]):
-                    if atom in gone:
-                        keep[index_map.indices(gone[atom])] = False
-                if not keep.all():
-                    kept = self.kept.setdefault((*key, count[key]), {})
-                    kept[axis % len(dims)] = keep.nonzero().flatten()
-            count[key] += 1
+        for node in graph.signature.nodes:
+            if operator_name(node) in (*NORMS, *STATISTICS):
+                dims = graph.signature.dims[node.args[0]][0]
+                kept = {a: kept_positions(dims[a], atoms) for a in reduced_axes(node, len(dims))}
+                calls = self.calls.setdefault(node.target, [])
+                calls.append({axis: left for axis, left in kept.items() if left is not None})
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        key = (func, self.modules[-1])
-        kept = self.kept.get((*key, self.seen[key]))
-        self.seen[key] += 1
-        if kept is None:
+        kwargs, calls = kwargs or {}, self.calls.get(func)
+        if calls is None:
             return func(*args, **kwargs)
-        whole = args[0]
-        x = whole
-        for axis, keep in kept.items():
-            x = x.index_select(axis, keep)
-        if func._schema.name in ("aten::layer_norm", "aten::rms_norm", "aten::group_norm"):
-            ((axis, keep),) = kept.items()
-            rest = [a[keep] if isinstance(a, torch.Tensor) else a for a in args[1:]]
-            if func._schema.name != "aten::group_norm":
-                rest[0] = [len(keep)]
-            return torch.zeros_like(whole).index_copy(axis, keep, func(x, *rest, **kwargs))
-        return func(x, *args[1:], **kwargs)
+        kept = calls[self.seen[func]]
+        self.seen[func] += 1
+        if not kept:
+            return func(*args, **kwargs)
+        x, *rest = args
+        for axis, left in kept.items():
+            x = x.index_select(axis, left)
+        if func._schema.name not in NORMS:
+            return func(x, *rest, **kwargs)
+        ((axis, left),) = kept.items()
+        if func._schema.name != "aten::group_norm":
+            rest[0] = [len(left)]
+        rest = [r[left] if isinstance(r, torch.Tensor) else r for r in rest]
+        return torch.zeros_like(args[0]).index_copy(axis, left, func(x, *rest, **kwargs))
 
 
-def _statistic_axes(node):
-    """The axes of its first argument over which an operator takes statistics."""
-    name = operator_name(node).removeprefix("aten::")
-    if name in ("layer_norm", "rms_norm"):
-        return (-1,)
-    if name == "group_norm":
-        return (1,) if argument(node, 1, "num_groups") == 1 else ()
-    if name in ("mean", "var", "std", "sum", "var_mean", "std_mean", "norm", "linalg_vector_norm"):
-        axes = argument(node, 2 if "norm" in name else 1, "dim")
-        rank = len(node.args[0].value.shape)
-        return (
-            range(rank)
-            if axes is None or axes == []
-            else axes
-            if isinstance(axes, list)
-            else [axes]
-        )
-    return ()
+def reduced_axes(node, rank):
+    """Axes of the first argument over which a node takes a statistic."""
+    if operator_name(node) == "aten::group_norm":
+        return [1] if node.args[1] == 1 else []
+    if operator_name(node) in NORMS:
+        return [rank - 1] if len(node.args[1]) == 1 else []
+    axes = argument(node, STATISTICS[operator_name(node)], "dim")
+    if axes is None or isinstance(axes, bool) or axes == []:
+        return list(range(rank))
+    return [axis % rank for axis in (axes if isinstance(axes, (list, tuple)) else [axes])]
 
 
 class Silenced(nn.Module):
-    """A model whose normalisations see the kept channels alone."""
+    """Runs ``model`` with the statistics of the kept channels."""
 
-    def __init__(self, model, pruning):
+    def __init__(self, model, graph, pruning):
         super().__init__()
-        self.model, self.pruning = model, pruning
+        self.model, self.graph, self.pruning = model, graph, pruning
 
     def forward(self, *args, **kwargs):
-        mode = KeptStatistics(self.pruning)
-        with _paths(self.model, mode.modules), _as_exported(), enable_python_dispatcher(), mode:
-            result = self.model(*args, **kwargs)
-        missed = set(mode.kept) - {(*key, i) for key, n in mode.seen.items() for i in range(n)}
-        assert not missed, missed
+        mode, fused = KeptStatistics(self.graph, self.pruning), torch.backends.mha
+        before = fused.get_fastpath_enabled()
+        fused.set_fastpath_enabled(False)  # as it was recorded
+        try:
+            with enable_python_dispatcher(), mode:
+                result = self.model(*args, **kwargs)
+        finally:
+            fused.set_fastpath_enabled(before)
+        assert all(mode.seen[func] == len(calls) for func, calls in mode.calls.items())
         return result
 
 
 def silence(model, pruning, role="in"):
-    """A copy of the same shapes in which removed channels have no effect."""
-    model = copy.deepcopy(model)
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with torch.no_grad():
-        for group in pruning.groups:
-            keep = pruning.keep[group.name]
-            gone = torch.tensor(sorted(set(range(group.channels)) - set(keep.tolist())))
-            for piece in group.slices:
-                producing = role == "out" and not piece.tensor.endswith("running_var")
-                if piece.role == role or (producing and piece.role == "follow"):
-                    places = piece.index_map.indices(gone)
-                    tensors[piece.tensor].index_fill_(piece.axis, places, 0)
-    renormalised = any(group.renormalised for group in pruning.groups)
-    return Silenced(model, pruning) if renormalised else model
+    """The model, of the same shapes, with removed channels that have no effect."""
+    model, graph = copy.deepcopy(model), pruning.graph
+    state = model.state_dict()
+    for group in pruning.groups:
+        keep = pruning.keep[group.name]
+        gone = torch.tensor(sorted(set(range(group.channels)) - set(keep.tolist())))
+        for piece in group.slices:
+            producing = role == "out" and not piece.tensor.endswith("running_var")
+            if piece.role == role or (producing and piece.role == "follow"):
+                state[piece.tensor].index_fill_(piece.axis, piece.index_map.indices(gone), 0)
+    return Silenced(model, graph, pruning)
 
 
 def assert_same(ours, theirs, tolerance):

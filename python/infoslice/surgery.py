@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -182,9 +183,12 @@ class PruningPlan:
         inplace: bool = False,
         optimizer: Optimizer | Sequence[Optimizer] | None = None,
     ) -> Surgery:
-        """Cut ``model``: first everything is checked and computed, then all of it is swapped in.
+        """Cut ``model``: everything is checked before anything is changed.
 
-        See :meth:`check` for what is run before any weight is read.
+        See :meth:`check` for what is run before any weight is read. In place at most the largest
+        of the new tensors (64 MiB, if that is more) is held besides the old weights: largest first,
+        each part frees what it replaces before the next is made. Memory can thus run out at the
+        first part only, with the model unchanged. What others hold on to is not freed.
 
         Args:
             model: the model traced, or one like it.
@@ -218,17 +222,16 @@ class PruningPlan:
         if optimizers:
             along += state_along(optimizers, dict(along))
         self.check(model)
-        old = [tensor for _, tensor in along]
+        work = [(tensor, of_name[name]) for name, tensor in along]
         sizes = size_cuts(self.groups, self.keep, model)
         with torch.inference_mode(False):  # tensors made in that mode could never be trained
-            sliced = _slice(old, [of_name[name] for name, _ in along])
-            new = [like(before, values) for before, values in zip(old, sliced, strict=True)]
             if inplace:
-                replace_tensors(model, old, new)
-                replace_parameters(optimizers, old, new)
+                del tensors, along  # so that what has been replaced is freed
+                for batch in _batches(work):
+                    _replace(model, optimizers, batch)
                 result = model
             else:
-                result = copy_with(model, old, new)
+                result = copy_with(model, [tensor for tensor, _ in work], _sliced(work))
         set_sizes(result, sizes)
         shapes = self.new_shapes()
         edits = (
@@ -377,16 +380,53 @@ def _refuse_hooks(cut: Iterable[tuple[str, Tensor]]) -> None:
             )
 
 
-def _slice(tensors: Sequence[Tensor], cuts: Sequence[Sequence[AxisCut]]) -> list[Tensor]:
-    """All new tensors, by one call for each device."""
-    result: list[Tensor | None] = [None] * len(tensors)
-    for device in dict.fromkeys(tensor.device for tensor in tensors):
-        here = [i for i, tensor in enumerate(tensors) if tensor.device == device]
+_Work = list[tuple[Tensor, list[AxisCut]]]
+
+
+def _batches(work: _Work) -> Iterator[_Work]:
+    """Take ``work`` in parts, largest tensors first, none larger than the first; empties it.
+
+    A part frees at least what it takes, and the first takes most: once it has its memory, the
+    others find theirs, so that a lack of memory shows before anything is changed.
+    """
+    work.sort(key=lambda item: _bytes_after(*item))
+    room = max([_BATCH, *(_bytes_after(*item) for item in work[-1:])])
+    while work:
+        batch: _Work = []
+        left = room
+        while work and _bytes_after(*work[-1]) <= left:
+            batch.append(work.pop())
+            left -= _bytes_after(*batch[-1])
+        yield batch
+
+
+_BATCH = 64 * 2**20  # bytes: less is not worth another walk over the model
+
+
+def _bytes_after(tensor: Tensor, cuts: Sequence[AxisCut]) -> int:
+    shape = list(tensor.shape)
+    for cut in cuts:
+        shape[cut.axis] = cut.keep.numel()
+    return math.prod(shape) * tensor.element_size()
+
+
+def _replace(model: nn.Module, optimizers: Sequence[Optimizer], batch: _Work) -> None:
+    """Cut these tensors of a model; what they held is free when the caller lets go of ``batch``."""
+    old, new = [tensor for tensor, _ in batch], _sliced(batch)
+    replace_tensors(model, old, new)
+    replace_parameters(optimizers, old, new)
+
+
+def _sliced(work: _Work) -> list[Tensor]:
+    """The new tensors, by one call for each device."""
+    result: list[Tensor | None] = [None] * len(work)
+    for device in dict.fromkeys(tensor.device for tensor, _ in work):
+        here = [i for i, (tensor, _) in enumerate(work) if tensor.device == device]
         made = ops.slice_channels(
-            [tensors[i].detach() for i in here],
-            [tuple(cut.axis for cut in cuts[i]) for i in here],
-            [tuple(cut.keep for cut in cuts[i]) for i in here],
+            [work[i][0].detach() for i in here],
+            [tuple(cut.axis for cut in work[i][1]) for i in here],
+            [tuple(cut.keep for cut in work[i][1]) for i in here],
         )
-        for i, tensor in zip(here, made, strict=True):
-            result[i] = tensor
+        for i, values in zip(here, made, strict=True):
+            result[i] = like(work[i][0], values)
     return [tensor for tensor in result if tensor is not None]

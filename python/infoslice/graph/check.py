@@ -8,7 +8,8 @@ same operators with the same constants, and every result must have the predicted
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,17 +83,40 @@ def failing_groups(
 ) -> dict[str, str]:
     """Group name -> what goes wrong, for the groups in ``keep`` that cannot be cut like this.
 
-    All groups are tried at once and halved where that fails, so that a healthy model costs one run.
+    All are tried at once, so that a healthy model costs one run. Where that fails they are halved,
+    at first without telling the blocks of a network apart: what fails in the first block, the
+    middle one and the last is left whole in all.
     """
-    failure = check_keep(graph, model, keep) if keep else None
+    kinds: dict[str, list[str]] = {}
+    for name in keep:
+        kinds.setdefault(_NUMBER.sub(".#", name), []).append(name)
+
+    def run(names: Iterable[str]) -> str | None:
+        return check_keep(graph, model, {name: keep[name] for name in names})
+
+    failing = _failing(run, list(kinds.values())) if keep else {}
+    left = {name: kept for name, kept in keep.items() if name not in failing}
+    return {**failing, **failing_groups(graph, model, left)} if failing else {}
+
+
+_NUMBER = re.compile(r"\.\d+")
+
+
+def _failing(run: Callable[[Iterable[str]], str | None], units: list[list[str]]) -> dict[str, str]:
+    names = [name for unit in units for name in unit]
+    failure = run(names)
     if failure is None:
         return {}
-    names = list(keep)
     if len(names) == 1:
         return {names[0]: failure}
-    half = len(names) // 2
-    failing = failing_groups(graph, model, {name: keep[name] for name in names[:half]})
-    failing |= failing_groups(graph, model, {name: keep[name] for name in names[half:]})
+    if len(units) == 1:
+        samples = dict.fromkeys((names[0], names[len(names) // 2], names[-1]))
+        found = {name: run([name]) for name in samples}
+        if len(names) > len(samples) and all(found.values()):
+            return {name: found.get(name) or failure for name in names}
+        units = [[name] for name in names]
+    half = len(units) // 2
+    failing = _failing(run, units[:half]) | _failing(run, units[half:])
     # Fine alone, wrong together: none of them can be trusted.
     return failing or dict.fromkeys(names, failure)
 

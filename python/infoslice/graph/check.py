@@ -143,7 +143,7 @@ def _difference(signature: Signature, pruned: Capture, kept: Mapping[Atom, int])
             expected_start = size_left(signature.starts[before], kept, sizes)
             if start not in (expected_start, expected_start - _sliced_length(after)):
                 return f"{call_site(before)} begins at {start} instead of {expected_start}"
-        expected, got = predicted(before), tensor_shapes(after.value)
+        expected, got = given[before][1], given_after[after][1]
         if expected != got:
             return f"{call_site(before)} gives shapes {got} instead of {expected}"
     if len(nodes) != len(nodes_after):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,26 +58,19 @@ def axis_cuts(
 
     Raises IndexError for an index map that does not fit its axis.
     """
-    masks: list[Mask] = []
+    kept: list[Mask] = []
     lying: dict[tuple[str, int], dict[tuple[int, IndexMap], None]] = {}
     for group in groups:
         if group.name in keep:
             for piece in group.slices:
                 where = lying.setdefault((piece.tensor, piece.axis), {})
-                where[len(masks), piece.index_map] = None
-            masks.append(_kept(keep[group.name], group.channels))
+                where[len(kept), piece.index_map] = None
+            kept.append(_kept(keep[group.name], group.channels))
     known: dict[Any, Tensor] = {}
-    cuts = []
-    for (tensor, axis), where in lying.items():
-        length = shapes[tensor][axis]
-        key = (length, *where)
-        if key not in known:
-            left = np.ones(length, dtype=bool)
-            for number, index_map in where:
-                index_map.view(left)[:] &= masks[number][:, None]
-            known[key] = torch.from_numpy(np.flatnonzero(left))
-        cuts.append(AxisCut(tensor, axis, known[key]))
-    return tuple(cuts)
+    return tuple(
+        AxisCut(tensor, axis, _left(shapes[tensor][axis], where, kept, known))
+        for (tensor, axis), where in lying.items()
+    )
 
 
 def new_shapes(
@@ -96,20 +89,37 @@ def size_cuts(
     groups: Iterable[ChannelGroup], keep: Mapping[str, Tensor], model: nn.Module
 ) -> tuple[SizeCut, ...]:
     """The attributes of the modules of ``model`` that shrink with the groups in ``keep``."""
-    left: dict[tuple[str, str, int | None], tuple[int, Mask]] = {}
+    kept: list[Mask] = []
+    lying: dict[tuple[str, str, int | None], dict[tuple[int, IndexMap], None]] = {}
     for group in groups:
-        if group.name not in keep:
-            continue
-        mask = _kept(keep[group.name], group.channels)
-        for piece in group.sizes:
-            key = (piece.module, piece.attribute, piece.position)
-            if key not in left:
-                old = get_size(model.get_submodule(piece.module), piece.attribute, piece.position)
-                if old is None:
-                    continue
-                left[key] = old, np.ones(old, dtype=bool)
-            piece.index_map.view(left[key][1])[:] &= mask[:, None]
-    return tuple(SizeCut(*key, old, int(mask.sum())) for key, (old, mask) in left.items())
+        if group.name in keep:
+            for piece in group.sizes:
+                place = (piece.module, piece.attribute, piece.position)
+                lying.setdefault(place, {})[len(kept), piece.index_map] = None
+            kept.append(_kept(keep[group.name], group.channels))
+    known: dict[Any, Tensor] = {}
+    cuts = []
+    for place, where in lying.items():
+        old = get_size(model.get_submodule(place[0]), place[1], place[2])
+        if old is not None:
+            cuts.append(SizeCut(*place, old, _left(old, where, kept, known).numel()))
+    return tuple(cuts)
+
+
+def _left(
+    length: int,
+    where: Iterable[tuple[int, IndexMap]],
+    kept: Sequence[Mask],
+    known: dict[Any, Tensor],
+) -> Tensor:
+    """Positions left on an axis on which the channels of groups lie like this."""
+    key = (length, *where)
+    if key not in known:
+        left = np.ones(length, dtype=bool)
+        for number, index_map in where:
+            index_map.view(left)[:] &= kept[number][:, None]
+        known[key] = torch.from_numpy(np.flatnonzero(left))
+    return known[key]
 
 
 def get_size(module: nn.Module, attribute: str, position: int | None) -> int | None:

@@ -18,8 +18,8 @@ are pinned, so that a doubt leaves channels whole and never cuts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from infoslice.graph.index_map import IndexMap
 
@@ -38,18 +38,20 @@ class Atom:
     bound: Dim | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Sum:
-    """Parts laid end to end."""
+    """Parts laid end to end; ``bound`` once there is a simpler form of them."""
 
     parts: tuple[Dim, ...]
+    bound: Dim | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Prod:
-    """Factors nested row-major, outermost first."""
+    """Factors nested row-major, outermost first; ``bound`` once there is a simpler form of them."""
 
     factors: tuple[Dim, ...]
+    bound: Dim | None = field(default=None, repr=False)
 
 
 Dim = Atom | Sum | Prod
@@ -84,18 +86,31 @@ def size_left(dim: Dim, kept: Mapping[Atom, int], known: dict[Dim, int]) -> int:
 
 
 def resolve(dim: Dim) -> Dim:
-    """Normal form: bindings followed, sums and products flattened, factors of size 1 dropped."""
-    if isinstance(dim, Atom):
-        if dim.bound is None:
-            return dim
+    """Normal form: bindings followed, sums and products flattened, factors of size 1 dropped.
+
+    What is in normal form already is returned itself, so that equal axes share one object.
+    """
+    if dim.bound is not None:
         dim.bound = resolve(dim.bound)
         return dim.bound
-    if isinstance(dim, Sum):
-        parts: list[Dim] = []
-        for part in map(resolve, dim.parts):
-            parts.extend(part.parts if isinstance(part, Sum) else (part,))
-        return parts[0] if len(parts) == 1 else Sum(tuple(parts))
-    return product(dim.factors)
+    if isinstance(dim, Atom):
+        return dim
+    made = _end_to_end(dim.parts) if isinstance(dim, Sum) else product(dim.factors)
+    if type(made) is type(dim) and _within(made) == _within(dim):
+        return dim
+    dim.bound = made
+    return made
+
+
+def _within(dim: Dim) -> tuple[Dim, ...]:
+    return dim.parts if isinstance(dim, Sum) else dim.factors if isinstance(dim, Prod) else ()
+
+
+def _end_to_end(parts: Iterable[Dim]) -> Dim:
+    flat: list[Dim] = []
+    for part in map(resolve, parts):
+        flat.extend(part.parts if isinstance(part, Sum) else (part,))
+    return flat[0] if len(flat) == 1 else Sum(tuple(flat))
 
 
 def product(factors: tuple[Dim, ...]) -> Dim:
@@ -111,12 +126,19 @@ def product(factors: tuple[Dim, ...]) -> Dim:
 
 def atoms(dim: Dim) -> Iterator[Atom]:
     """The atoms a dimension is made of, in order, with repetitions."""
-    dim = resolve(dim)
+    return iter(_atoms(resolve(dim)))
+
+
+def _atoms(dim: Dim) -> list[Atom]:
     if isinstance(dim, Atom):
-        yield dim
-    else:
-        for child in dim.parts if isinstance(dim, Sum) else dim.factors:
-            yield from atoms(child)
+        return [dim]
+    found: list[Atom] = []
+    for child in _within(dim):
+        if isinstance(child, Atom):
+            found.append(child)
+        else:
+            found.extend(_atoms(child))
+    return found
 
 
 def pin(dim: Dim, reason: str) -> None:

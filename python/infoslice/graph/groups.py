@@ -8,7 +8,8 @@ from torch import nn
 
 from infoslice.graph.channel_graph import ChannelGroup, ChannelSlice, SizeSlice
 from infoslice.graph.cuts import get_size
-from infoslice.graph.dims import Atom, Dim, atoms, index_maps, pin, size
+from infoslice.graph.dims import Atom, Dim, atoms, index_maps, pin, resolve, size
+from infoslice.graph.index_map import IndexMap
 from infoslice.graph.kinds import kinds_of_channels
 from infoslice.graph.walk import CONFIG, HEADS, MULTIPLIER, REPEATS, SPATIAL, WIDTHS, Use, Walk
 
@@ -21,15 +22,24 @@ def build_groups(walk: Walk, shell: nn.Module) -> tuple[tuple[ChannelGroup, ...]
     """Groups in order of their first producer, and the atom behind the name of each."""
     sizes = _size_slices(walk, shell)  # may pin, hence first
     _pin_what_no_map_can_say(walk)
+    known: dict[Dim, list[tuple[Atom, IndexMap]]] = {}  # many tensors share an axis
+
+    def maps_of(dim: Dim) -> list[tuple[Atom, IndexMap]]:
+        dim = resolve(dim)
+        if dim not in known:
+            known[dim] = index_maps(dim) or []
+        return known[dim]
+
     uses: dict[tuple[str, int], list[Use]] = {}
     for use in walk.uses:
         uses.setdefault((use.tensor, use.axis), []).append(use)
     slices: dict[Atom, list[ChannelSlice]] = {}
     for tensor, value in walk.weights.items():
         for axis, dim in enumerate(value.dims):
-            for atom, index_map in index_maps(dim) or ():
-                otherwise = [Use(tensor, axis, "follow", _owner(tensor))]
-                for one in dict.fromkeys(uses.get((tensor, axis), otherwise)):
+            otherwise = [Use(tensor, axis, "follow", _owner(tensor))]
+            served = list(dict.fromkeys(uses.get((tensor, axis), otherwise)))
+            for atom, index_map in maps_of(dim):
+                for one in served:
                     piece = ChannelSlice(tensor, axis, index_map, one.module, one.role)
                     slices.setdefault(atom, []).append(piece)
     renormalised: dict[Atom, dict[str, None]] = {}
@@ -92,9 +102,12 @@ def _modules(uses: Iterable[Use], role: str) -> tuple[str, ...]:
 
 
 def _pin_what_no_map_can_say(walk: Walk) -> None:
+    known: dict[Dim, bool] = {}  # many tensors share an axis
     for tensor, value in walk.weights.items():
-        for axis, dim in enumerate(value.dims):
-            if index_maps(dim) is None:
+        for axis, dim in enumerate(map(resolve, value.dims)):
+            if dim not in known:
+                known[dim] = index_maps(dim) is None
+            if known[dim]:
                 pin(dim, f"axis {axis} of {tensor} interleaves channels too deeply")
 
 

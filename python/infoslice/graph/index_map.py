@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +13,7 @@ from torch import Tensor
 __all__ = ["IndexMap"]
 
 
-@dataclass(frozen=True)
-class IndexMap:
+class IndexMap(NamedTuple):
     """Positions of channel ``c`` along an axis: five integers instead of a list of indices.
 
     Channel ``c`` (``0 <= c < channels``) lies at ``offset + p * period + c * run + r`` for every
@@ -72,4 +70,4 @@ class IndexMap:
 
     def to_dict(self) -> dict[str, int]:
         """The five integers by name."""
-        return asdict(self)
+        return self._asdict()

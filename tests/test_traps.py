@@ -20,7 +20,7 @@ from infoslice.graph import trace
 from infoslice.saving import load_pruned, save_pruned
 from infoslice.selection import select
 from infoslice.surgery import plan
-from networks import Inverted, Residual, Tied, inputs, make
+from networks import MODELS, Inverted, Residual, Tied, inputs, make
 from oracle import assert_same, random_plan, silence
 
 
@@ -159,6 +159,17 @@ def test_instance_norm_with_running_statistics():
     assert torch.equal(small[1].running_mean, model[1].running_mean[keep])
     assert torch.equal(small[1].running_var, model[1].running_var[keep])
     small.train()(x)
+
+
+@pytest.mark.parametrize("kind", [*MODELS, LanguageModel])
+def test_layers_are_left_out_in_silence(kind):
+    """Every module with weights is cut with a group, or named with the reason why not."""
+    model, x = (LanguageModel(), TOKENS) if kind is LanguageModel else (make(kind), inputs(kind))
+    graph = trace(model, x)
+    cut = {piece.module for group in graph.prunable for piece in group.slices}
+    for path, module in model.named_modules():
+        if list(module.parameters(recurse=False)) and path not in cut:
+            assert graph.whole[path]
 
 
 # ---- what must stay as it was
@@ -354,6 +365,16 @@ def test_rounding_enlarges_a_layer(round_to):
         for name, keep in kept.items():
             assert 0 < len(keep) <= len(scores[name])
             assert len(keep) % round_to == 0 or len(keep) == len(scores[name])
+
+
+def test_scores_that_are_whole_numbers():
+    """Ranks, say: they are compared as any others."""
+    scores = {"a": torch.arange(8), "b": torch.arange(8, 16)}
+    as_floats = {name: values.double() for name, values in scores.items()}
+    for allocation in ("uniform", "global"):
+        kept = select(scores, pruning_ratio=0.25, allocation=allocation)
+        expected = select(as_floats, pruning_ratio=0.25, allocation=allocation)
+        assert all(torch.equal(kept[name], expected[name]) for name in scores)
 
 
 def test_optimizer_of_the_wrong_parameters():

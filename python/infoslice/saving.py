@@ -199,7 +199,7 @@ def _unsaved(plan: PruningPlan, name: str, tensor: Tensor) -> Tensor:
     if tensor.device.type == "meta":
         raise ValueError(
             f"load_pruned: argument model: expected values for the buffer {name}, which is not "
-            f"saved (persistent=False), got the meta device"
+            f"saved (persistent=False), got the meta device; make the model on another device"
         )
     cuts = [cut for cut in plan.cuts if cut.tensor == name]
     axes, keep = tuple(cut.axis for cut in cuts), tuple(cut.keep for cut in cuts)

@@ -277,6 +277,33 @@ def test_a_parametrisation_taken_off_and_put_back():
 # ---- wrapped, sharded, quantised
 
 
+@pytest.mark.parametrize("place", ["blocks", "blocks.0"])
+def test_compiled_submodules_are_cut(place):
+    torch._dynamo.reset()
+    model = make(Residual)
+    model.set_submodule(place, torch.compile(model.get_submodule(place), backend="eager"))
+    with torch.no_grad():
+        model(X)
+    small, pruning = pruned(model, X)
+    assert {name.replace("_orig_mod.", "") for name in pruning.keep} == {
+        group.name for group in trace(make(Residual), X).prunable
+    }
+    pruning.apply(model, inplace=True)
+    with torch.no_grad():
+        assert_same(model(X), small(X), 1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_submodules_are_refused_by_name():
+    model = make(Residual)
+    pruning = plan(trace(model, X), keep={"stem.0": [0]})
+    model.head = torch.jit.script(model.head)
+    with pytest.raises(TypeError, match=r"trace: .*got 'head' that is scripted; put the original"):
+        trace(model, X)
+    with pytest.raises(TypeError, match=r"validate: .*got 'head' that is scripted"):
+        pruning.apply(model)
+
+
 @pytest.fixture
 def group_of_one():
     distributed = pytest.importorskip("torch.distributed")

@@ -230,6 +230,12 @@ def refuse_wrapped(op: str, model: nn.Module) -> None:
                 f"{op}: argument model: expected a plain module, got {kind.__name__}; "
                 f"{_WRAPPERS[kind.__name__]}"
             )
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{op}: argument model: expected modules that run Python code, got '{path}' "
+                f"that is scripted; put the original module back, and script it after the cut"
+            )
 
 
 def _refused(model: nn.Module, ignored_layers: Iterable[str | nn.Module]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from infoslice.graph import trace
+from infoslice.surgery import plan
 from oracle import assert_same, random_plan, silence
 
 
@@ -182,6 +183,21 @@ def einsum(s, x):
     return s.head(torch.einsum("bhqk,bkhe->bqhe", weight, v).flatten(2).mean(1))
 
 
+def doubled(s, x):
+    """Equalised learning rates: a layer multiplies its weight by a number in every forward."""
+    return s.head(F.relu(F.conv2d(x, s.a.weight * 0.5, s.a.bias * 2)).mean((2, 3)))
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is standardised per output channel in every forward."""
+
+    def forward(self, x):
+        weight = F.batch_norm(
+            self.weight.reshape(1, self.out_channels, -1), None, None, training=True, momentum=0.0
+        ).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
 FORMS = {
     "glu": (lambda: Run(glu, a=conv(3, 14), b=conv(7, 5), head=nn.Linear(5, 2)), {"a": 7, "b": 5}),
     "sections": (
@@ -279,6 +295,16 @@ FORMS = {
         ),
         {"a": 7, "b": 3, "d": 4},
     ),
+    "standardised weights": (
+        lambda: Run(
+            lambda s, x: pooled(s, s.b(F.relu(s.a(x)))),
+            a=Standardised(3, 7, 3), b=conv(7, 5), head=nn.Linear(5, 2),
+        ),
+        {"a": 7, "b": 5},
+    ),
+    "weights times a number": (
+        lambda: Run(doubled, a=conv(3, 7), head=nn.Linear(7, 2)), {"a": 7},
+    ),
 }  # fmt: skip
 
 
@@ -294,3 +320,65 @@ def test_cut_exactly(name):
         with torch.no_grad():
             small = pruning.apply(model).model(x)
             assert_same(small, silence(model, pruning)(x), 1e-10)
+
+
+def test_standardised_weights_are_standardised_over_what_is_left():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        conv(3, 7), Standardised(7, 5, 3, padding=1), nn.Flatten(), nn.Linear(180, 2)
+    )
+    model, x = model.double().eval(), image(2, 3, 6, 6)
+    graph = trace(model, x)
+    first = graph.group("0")
+    assert first.renormalised == ("batch_norm in '1'",)
+    keep = torch.tensor([0, 2, 3, 6])
+    small = plan(graph, keep={"0": keep}).apply(model).model
+    weight = model[1].weight[:, keep].flatten(1)
+    spread = (weight.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    weight = (weight - weight.mean(1, keepdim=True)) / spread
+    made = F.conv2d(model[0](x)[:, keep], weight.reshape(5, 4, 3, 3), model[1].bias, padding=1)
+    assert_same(small(x), model[3](model[2](made)), 1e-10)
+
+
+class Encoder(nn.Module):
+    def __init__(self, norm_first):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(
+            12, 3, 10, activation="gelu", batch_first=True, norm_first=norm_first
+        )
+        self.embed, self.head = nn.Linear(5, 12), nn.Linear(12, 2)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x):
+        return self.head(self.layers(self.embed(x)))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_attention_of_torch_keeps_its_heads_as_wide_as_what_it_reads(norm_first):
+    """Its code takes the width of all heads from its input: whole heads go with their channels."""
+    torch.manual_seed(0)
+    model, x = Encoder(norm_first).double().eval(), image(2, 4, 5)
+    graph = trace(model, x)
+    assert {g.name: g.channels for g in graph.prunable} == {
+        "embed": 3, "layers.layers.0.linear1": 10, "layers.layers.1.linear1": 10,
+    }  # fmt: skip
+    assert {s.index_map.run for s in graph.group("embed").slices} == {4}
+    pruning = random_plan(graph, 1)
+    small, silenced = pruning.apply(model).model, silence(model, pruning)
+    assert (
+        small.layers.layers[0].self_attn.embed_dim == 4 * small.layers.layers[0].self_attn.num_heads
+    )
+    assert_same(small(x), silenced(x), 1e-10)
+    with torch.no_grad():  # another code of torch runs
+        assert_same(small(x), silenced(x), 1e-10)
+
+
+def test_attention_between_two_inputs():
+    model = Run(
+        lambda s, x: s.head(s.attention(s.a(x[:, :3]), (h := s.b(x)), h, need_weights=False)[0]),
+        a=nn.Linear(4, 12), b=nn.Linear(4, 12), head=nn.Linear(12, 2),
+        attention=nn.MultiheadAttention(12, 3, batch_first=True),
+    ).double().eval()  # fmt: skip
+    x = image(2, 5, 4)
+    graph = trace(model, x)
+    assert {g.name: g.channels for g in graph.prunable} == {"a": 3, "attention.out_proj": 12}

@@ -131,7 +131,8 @@ def get_size(module: nn.Module, attribute: str, position: int | None) -> int | N
             return None  # computed from something else
         value = getattr(value, name, None)
     if position is not None:
-        value = value[position] if isinstance(value, (tuple, list)) and value else None
+        known = isinstance(value, (tuple, list)) and position < len(value)
+        value = value[position] if known else None
     return value if type(value) is int else None
 
 

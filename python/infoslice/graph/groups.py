@@ -11,7 +11,7 @@ from infoslice.graph.cuts import get_size
 from infoslice.graph.dims import Atom, Dim, atoms, index_maps, pin, resolve, size
 from infoslice.graph.index_map import IndexMap
 from infoslice.graph.kinds import kinds_of_channels
-from infoslice.graph.walk import CONFIG, HEADS, MULTIPLIER, REPEATS, SPATIAL, WIDTHS, Use, Walk
+from infoslice.graph.walk import GUESSED, MULTIPLIER, SPATIAL, Use, Walk
 
 __all__ = ["build_groups", "left_whole"]
 
@@ -119,7 +119,7 @@ def _size_slices(walk: Walk, shell: nn.Module) -> dict[Atom, list[SizeSlice]]:
         module = shell.get_submodule(use.module)
         if get_size(module, use.attribute, use.position) != size(use.dim):
             continue
-        guessed = use.attribute in (*HEADS, *WIDTHS, *CONFIG, *REPEATS)
+        guessed = use.attribute in GUESSED
         if guessed and all(atom.reason for atom in atoms(use.dim)):
             continue  # an axis that stays as it is, of a length that happens to be the same
         key = (id(module), use.attribute, use.position)  # a module may have several paths

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from infoslice.graph.dims import Atom, Dim, Prod, size
-from infoslice.graph.recording import Node, argument, shape_of
+from infoslice.graph.recording import Node, argument, operator_name, shape_of
 from infoslice.graph.rules_attention import product
 from infoslice.graph.walk import MULTIPLIER, SPATIAL, Value, Walk, rule
 
@@ -38,12 +38,13 @@ def _convolution(walk: Walk, node: Node, groups: Any, *, transposed: bool) -> Va
     out_axis, in_axis = (1, 0) if transposed else (0, 1)
     c_in = shape_of(argument(node, 0, "input"))[channel]
     out: Dim
-    if weight.tensor is None:
-        reason = f"{walk.where(node)} has a weight that is computed in forward"
+    if not weight.sources:
+        reason = f"{walk.where(node)} has a weight that is computed from the input"
         walk.pin([x.dims[channel], *weight.dims], reason)
         out = Atom(shape_of(node)[channel], reason)
     elif groups == 1:
         walk.unify(node, x.dims[channel], weight.dims[in_axis])
+        walk.reads(node, x.dims[channel])
         walk.use(node, weight, in_axis, "in")
         walk.use(node, weight, out_axis, "out")
         walk.size_attribute(node, "in_channels", x.dims[channel])
@@ -97,7 +98,7 @@ def _linear(walk: Walk, node: Node) -> Value:
 @rule("aten::matmul", "aten::mm")
 def _matmul(walk: Walk, node: Node) -> Value:
     x, y = walk.tensor(node.args[0]), walk.tensor(node.args[1])
-    if len(y.dims) != 2 or y.tensor is None:
+    if len(y.dims) != 2 or not y.sources:
         return product(walk, node, x, y)
     return _contract(walk, node, x, y, transpose=False)
 
@@ -112,12 +113,13 @@ def _addmm(walk: Walk, node: Node) -> Value:
 
 def _contract(walk: Walk, node: Node, x: Value, y: Value, *, transpose: bool) -> Value:
     """The product of x [..., in] and weight y, [out, in] if ``transpose``, else [in, out]."""
-    if y.tensor is None or len(y.dims) != 2:
-        reason = f"{walk.where(node)} has a weight that is computed in forward"
+    if not y.sources or len(y.dims) != 2:
+        reason = f"{walk.where(node)} has a weight that is computed from the input"
         walk.pin([*x.dims, *y.dims], reason)
         return Value(tuple(Atom(n, reason) for n in shape_of(node)))
     out_axis, in_axis = (0, 1) if transpose else (1, 0)
     walk.unify(node, x.dims[-1], y.dims[in_axis])
+    walk.reads(node, x.dims[-1])
     walk.use(node, y, in_axis, "in")
     walk.use(node, y, out_axis, "out")
     walk.size_attribute(node, "in_features", x.dims[-1])
@@ -127,8 +129,8 @@ def _contract(walk: Walk, node: Node, x: Value, y: Value, *, transpose: bool) ->
 
 def _add_bias(walk: Walk, node: Node, result: Value, bias: Value | None) -> Value:
     if bias is not None:
-        if len(bias.dims) != 1 or bias.tensor is None:
-            reason = f"{walk.where(node)} has a bias that is computed in forward"
+        if len(bias.dims) != 1:
+            reason = f"{walk.where(node)} has a bias of several axes"
             walk.pin([*bias.dims, *result.dims], reason)
         else:
             walk.unify(node, bias.dims[0], result.dims[-1])
@@ -156,8 +158,8 @@ def _per_channel(
         value = walk.value(argument_)
         if value is None:
             continue
-        if len(value.dims) != 1 or value.tensor is None:
-            walk.pin([*value.dims, x.dims[channel]], f"{walk.where(node)} has a computed weight")
+        if len(value.dims) != 1:
+            walk.pin([*value.dims, x.dims[channel]], f"{walk.where(node)} has an odd weight")
         else:
             walk.unify(node, value.dims[0], x.dims[channel])
             walk.use(node, value, 0, "follow")
@@ -169,6 +171,10 @@ def _per_channel(
 def _batch_norm(walk: Walk, node: Node) -> Value | tuple[Value | None, ...]:
     x = walk.tensor(node.args[0])
     _per_channel(walk, node, x, 1, [argument(node, i, "") for i in range(1, 5)], "num_features")
+    if argument(node, 5, ""):  # by the statistics of the input itself
+        per_sample = operator_name(node) == "aten::instance_norm"
+        for dim in (*(() if per_sample else x.dims[:1]), *x.dims[2:]):
+            walk.renormalised.append((walk.where(node), dim))
     return _same(x, node)
 
 
@@ -197,11 +203,24 @@ def _layer_norm(walk: Walk, node: Node) -> Value:
     return Value(x.dims)
 
 
+@rule("aten::_weight_norm")
+def _weight_norm(walk: Walk, node: Node) -> Value:
+    """v scaled to the norms g along one axis; the norm is taken over the others."""
+    v, g, kept = walk.tensor(node.args[0]), walk.tensor(node.args[1]), argument(node, 2, "dim", 0)
+    for axis, dim in enumerate(v.dims):
+        if axis == kept:
+            walk.unify(node, dim, g.dims[axis])
+        else:
+            walk.renormalised.append((walk.where(node), dim))
+    return Value(v.dims)
+
+
 @rule("aten::group_norm")
 def _group_norm(walk: Walk, node: Node) -> Value:
     x = walk.tensor(node.args[0])
     others = [argument(node, 2, "weight"), argument(node, 3, "bias")]
     groups = argument(node, 1, "num_groups")
+    walk.renormalised.extend((walk.where(node), dim) for dim in x.dims[2:])
     if groups == 1:
         walk.renormalised.append((walk.where(node), x.dims[1]))
     else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from infoslice.graph.dims import (
@@ -11,6 +12,7 @@ from infoslice.graph.dims import (
     Dim,
     Prod,
     Sum,
+    atoms,
     parts,
     product,
     resolve,
@@ -87,20 +89,29 @@ _TOLD_NO_SIZE = ("aten::flatten", "aten::squeeze", "aten::unsqueeze", "aten::vie
 def _view(walk: Walk, node: Node) -> Result:
     """Row-major regrouping: the factors of the input, outermost first, are dealt out again."""
     x = walk.tensor(node.args[0])
-    if "dtype" in str(node.target):
+    if "dtype" in str(node.target) or 0 in shape_of(node):
         return walk.unknown(node)
     # Sizes that are written into the code rather than taken from the input break after a cut.
     walk.baked |= operator_name(node) not in _TOLD_NO_SIZE
-    factors: list[Dim] = []
-    for dim in map(resolve, x.dims):
-        factors.extend(dim.factors if isinstance(dim, Prod) else (dim,))
-    out = _deal(factors, shape_of(node))
-    if out is None:
-        return walk.unknown(node, f"{walk.where(node)} regroups axes across channels")
-    for dim in out[:-1]:
-        walk.guess_sizes(node, HEADS, dim)
-    for dim in out[-1:]:
-        walk.guess_sizes(node, WIDTHS, dim)
+    out: list[Dim] = []
+    for dims, lengths in _stretches(x.dims, shape_of(node)):
+        dealt = _deal([factor for dim in dims for factor in _factors(dim)], lengths)
+        if dealt is None:
+            walk.pin(dims, f"{walk.where(node)} regroups axes across channels")
+            reason = next(atom.reason for dim in dims for atom in atoms(dim))
+            dealt = [Atom(length, reason) for length in lengths]
+        out += dealt
+    width = walk.first_read.get(node.module)
+    free = [i for i, dim in enumerate(out) if any(atom.reason is None for atom in atoms(dim))]
+    for i, dim in enumerate(out):
+        if i < len(out) - 1:
+            walk.guess_sizes(node, HEADS, dim)
+        if i == len(out) - 1 or ([i] == free[-1:] and isinstance(dim, Prod)):
+            walk.guess_sizes(node, WIDTHS, dim)
+        walk.size_attribute(node, "shape", dim, i)
+        # Heads side by side: code may take their width from that of what the module reads.
+        if width is not None and isinstance(dim, Prod) and size(dim) == size(width):
+            walk.ties.append((width, dim))
     long = [(axis, size(dim)) for axis, dim in zip(x.axes, x.dims, strict=False) if size(dim) > 1]
     if x.tensor is not None and [n for _, n in long] == [n for n in shape_of(node) if n > 1]:
         # A weight whose axes of length 1 come and go is that weight.
@@ -108,6 +119,22 @@ def _view(walk: Walk, node: Node) -> Result:
         axes = tuple(next(left) if n > 1 else None for n in shape_of(node))
         return Value(tuple(out), x.tensor, axes)
     return Value(tuple(out))
+
+
+def _stretches(dims: Sequence[Dim], shape: Sequence[int]) -> Iterator[tuple[list[Dim], list[int]]]:
+    """The shortest runs of axes, before and after, that hold the same entries."""
+    before, after = list(dims), list(shape)
+    while before or after:
+        taken, lengths = before[:1], after[:1]
+        del before[:1], after[:1]
+        while (have := math.prod(map(size, taken))) != (want := math.prod(lengths)) or (
+            not (before and after) and (before or after)
+        ):
+            if after and (have > want or not before):
+                lengths.append(after.pop(0))
+            else:
+                taken.append(before.pop(0))
+        yield taken, lengths
 
 
 def _deal(factors: list[Dim], shape: Sequence[int]) -> list[Dim] | None:

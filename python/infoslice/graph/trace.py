@@ -77,8 +77,11 @@ def trace_specs(
     if walk.baked:
         # Numbers reached an operator. A size that the code computed from its input follows a cut,
         # one that it spells out does not, and a scale should stay: running a smaller copy tells.
-        fewer = _fewer_channels(walk, graph)
-        for name, failure in failing_groups(graph, shell.module, fewer).items():
+        failing = failing_groups(graph, shell.module, _fewer_channels(walk, graph))
+        if walk.tie({graph.signature.atoms[name] for name in failing}):
+            graph = _graph(walk, captured, shell, specs, refused)
+            failing = failing_groups(graph, shell.module, _fewer_channels(walk, graph))
+        for name, failure in failing.items():
             pin(graph.signature.atoms[name], f"a smaller copy does not run alike: {failure}")
         graph = _graph(walk, captured, shell, specs, refused)
     return graph
@@ -153,11 +156,13 @@ def _enter(
             if state not in walk.weights:
                 sizes = tensors[state].shape
                 dims = tuple(Atom(n, refused.get(state)) for n in sizes)
-                walk.weights[state] = Value(dims, state, tuple(range(len(sizes))))
+                walk.weights[state] = Value(dims, state, tuple(range(len(sizes))), (state,))
             walk.values[node] = walk.weights[state]
         elif shape is not None:
-            reason = "constant tensor" if node in captured.constants else "model input"
-            walk.values[node] = Value(tuple(Atom(n, reason) for n in shape))
+            constant = node in captured.constants
+            reason = "constant tensor" if constant else "model input"
+            dims = tuple(Atom(n, reason) for n in shape)
+            walk.values[node] = Value(dims, sources=() if constant else None)
 
 
 def _pin_what_training_reads(
@@ -255,12 +260,6 @@ def _refused(model: nn.Module, ignored_layers: Iterable[str | nn.Module]) -> dic
             )
         ignored.append(module)
     left = {id(t) for module in ignored for _, t in named_tensors(module)}
-    fused = {
-        id(t)
-        for module in paths.values()
-        if isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer))
-        for _, t in named_tensors(module)
-    }
     refused: dict[str, str] = {}
     memory: dict[int, str] = {}
     for name, tensor in named_tensors(model):
@@ -271,8 +270,6 @@ def _refused(model: nn.Module, ignored_layers: Iterable[str | nn.Module]) -> dic
             )
         if id(tensor) in left:
             refused[name] = "ignored by the caller"
-        elif id(tensor) in fused:
-            refused[name] = "part of a module that runs other code in inference than when traced"
         elif ".parametrizations." in f".{name}":
             refused[name] = (
                 "parametrised: torch.nn.utils.parametrize.remove_parametrizations first, register "

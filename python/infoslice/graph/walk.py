@@ -8,11 +8,11 @@ keep as attributes (``Walk.size_attribute``). An operator without a rule pins al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from infoslice.graph.dims import Atom, Dim, pin, size, unify
+from infoslice.graph.dims import Atom, Dim, atoms, pin, size, unify
 from infoslice.graph.recording import Node, Shape, call_site, operator_name, tensor_shapes
 
 __all__ = [
@@ -33,11 +33,15 @@ num_heads n_heads num_attention_heads n_head nhead heads num_key_value_heads num
 """.split()
 WIDTHS = """
 all_head_size attn_dim inner_dim split_size hidden_size hidden_dim embed_dim intermediate_size
+val_dim val_attn_dim kdim vdim dim
 intermediate_dim kv_lora_rank v_head_dim time_step_rank conv_dim group_size head_dim
 """.split()
 # ... and the configuration that the modules of a model share; a module then gets one of its own.
 CONFIG = ["config.num_attention_heads", "config.num_key_value_heads"]
 REPEATS = ["num_key_value_groups", "n_rep"]  # heads that share one head of keys and values
+GUESSED = frozenset(
+    (*HEADS, *WIDTHS, *CONFIG, *REPEATS, "shape")
+)  # proved by a smaller copy, or left
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +50,14 @@ class Value:
 
     ``tensor`` names the parameter or buffer this is, ``axes`` the axis of it that each axis is
     (None for an axis of length 1 that it lacks). Both survive transposition, and the choice of
-    rows. None for everything that was computed.
+    rows. None for everything that was computed. ``sources`` are the parameters and buffers that it
+    was computed from, None if the input of the model takes part.
     """
 
     dims: tuple[Dim, ...]
     tensor: str | None = None
     axes: tuple[int | None, ...] = ()
+    sources: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,9 @@ class Walk:
     layers: dict[str, None] = field(default_factory=dict)
     renormalised: list[tuple[str, Dim]] = field(default_factory=list)
     starts: dict[Node, Dim] = field(default_factory=dict)  # what a slice leaves out before it
+    first_read: dict[str, Dim] = field(default_factory=dict)  # by the first layer of a module
+    # Pairs of axes that code may keep of one length; they become one where a smaller copy asks.
+    ties: list[tuple[Dim, Dim]] = field(default_factory=list)
     # What can only be decided when all axes are known.
     at_end: list[Callable[[], None]] = field(default_factory=list)
     steps: list[tuple[Dim, int]] = field(default_factory=list)  # lengths that kernels want
@@ -116,12 +125,23 @@ class Walk:
                 for value in self.inputs(node):
                     if value.tensor is not None:
                         self.layers[self.module_of(value.tensor, node.module)] = None
-                self.values[node] = self._apply(node)
+                self.values[node] = self._traced_back(node, self._apply(node))
             elif node.op == "output":
                 for value in self.inputs(node):
                     self.pin(value.dims, "model output")
         for decide in self.at_end:
             decide()
+
+    def _traced_back(self, node: Node, result: Result) -> Result:
+        """``result`` with what it was computed from, if that is weights and constants alone."""
+        sources: dict[str, None] = {}
+        for value in self.inputs(node):
+            if value.sources is None:
+                return result
+            sources.update(dict.fromkeys(value.sources))
+        if isinstance(result, tuple):
+            return tuple(v and replace(v, sources=tuple(sources)) for v in result)
+        return result and replace(result, sources=tuple(sources))
 
     def _apply(self, node: Node) -> Result:
         name = operator_name(node)
@@ -184,18 +204,44 @@ class Walk:
             pin(dim, reason)
 
     def use(self, node: Node, value: Value | None, axis: int, role: Role) -> None:
-        """A layer writes, reads or carries channels along ``axis`` of a weight."""
-        if value is not None and value.tensor is not None:
+        """A layer writes, reads or carries channels along ``axis`` of a weight.
+
+        Of a weight that is computed from others, their axes of the same channels are meant.
+        """
+        if value is None:
+            return
+        if value.tensor is not None:
             of_tensor = value.axes[axis]
             if of_tensor is not None:
                 module = self.module_of(value.tensor, node.module)
                 self.uses.append(Use(value.tensor, of_tensor, role, module))
+            return
+        wanted = set(atoms(value.dims[axis]))
+        for name in value.sources or ():
+            module = self.module_of(name, node.module)
+            for i, dim in enumerate(self.weights[name].dims):
+                if not wanted.isdisjoint(atoms(dim)):
+                    self.uses.append(Use(name, i, role, module))
 
     def size_attribute(
         self, node: Node, attribute: str, dim: Dim, position: int | None = None
     ) -> None:
         """The module of ``node`` may keep the length of ``dim`` under ``attribute``."""
         self.sizes.append(SizeUse(node.module, attribute, position, dim))
+
+    def reads(self, node: Node, dim: Dim) -> None:
+        """A layer called by ``node`` reads ``dim``."""
+        for module in (node.module, node.module.rpartition(".")[0]):
+            self.first_read.setdefault(module, dim)
+
+    def tie(self, asked: Container[Atom]) -> bool:
+        """Unify the pairs of which both axes hold an atom in ``asked``; True if there are any."""
+        found = False
+        for first, second in self.ties:
+            if all(any(a in asked for a in atoms(dim)) for dim in (first, second)):
+                unify(first, second, "attention computes one width from another")
+                found = True
+        return found
 
     def guess_sizes(self, node: Node, attributes: Sequence[str], dim: Dim) -> None:
         """Names under which attention may keep ``dim``; a smaller copy proves it."""

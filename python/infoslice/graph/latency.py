@@ -30,8 +30,8 @@ class LatencyTable:
     """Seconds of operators by what they are called with: measured once, when first asked for.
 
     An operator is run on contiguous random tensors of the shapes and dtypes it would have, on the
-    device of the example inputs, and the median counts. Views cost nothing. What this leaves out
-    (cold caches, other strides, Python between the operators) is much the same share at all widths.
+    device of the example inputs, and the median counts. Views cost nothing; other strides and the
+    Python between the operators are left out.
 
     ``unmeasured``: operators that cannot be run on their own -> why; they count as nothing.
     """
@@ -124,13 +124,19 @@ def _hashable(tree: Any) -> tuple[Any, ...]:
 
 @torch.no_grad()
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Median seconds of a call, over at least 5 and at most 50 of them in about 20 ms."""
-    # A device works behind the back of its host: calls are queued ten at a time.
+    """Median seconds of a call, over at least 5 and at most 50 of them in about 50 ms.
+
+    A CPU finds little of an operator's data in its fast caches, other operators having run since:
+    writing a block of 16 MiB before each call has the same effect. A device works behind the back
+    of its host: calls are queued ten at a time, and what lasts longer, queueing or work, counts.
+    """
     queued = 1 if device.type == "cpu" else 10
+    block = torch.empty(1 << 24 if device.type == "cpu" else 0, dtype=torch.uint8)
     taken: list[float] = []
     call()
     start = time.perf_counter()
-    while len(taken) < 5 or (len(taken) < 50 and time.perf_counter() - start < 0.02):
+    while len(taken) < 5 or (len(taken) < 50 and time.perf_counter() - start < 0.05):
+        block.zero_()
         _wait(device)
         begin = time.perf_counter()
         for _ in range(queued):

@@ -138,6 +138,33 @@ def test_heads_are_rounded_by_the_width_they_have():
     assert keep[heads.name].tolist() == [0]
 
 
+class Experts(nn.Module):
+    """Rows in the order of their experts; the kernel wants rows of a multiple of 16 bytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(8, 16)
+        self.up, self.down = (
+            nn.Parameter(torch.randn(3, 16, 32)),
+            nn.Parameter(torch.randn(3, 32, 8)),
+        )
+
+    def forward(self, x, ends):
+        y = F.grouped_mm(self.a(x), self.up, offs=ends)
+        return F.grouped_mm(F.relu(y), self.down, offs=ends)
+
+
+def test_a_kernel_that_wants_multiples_gets_them():
+    x, ends = torch.randn(12, 8), torch.tensor([4, 8, 12], dtype=torch.int32)
+    graph = trace(Experts(), (x, ends))
+    assert {group.step for group in graph.prunable} == {4}
+    assert "prunable, kept in multiples of 4" in graph.describe()
+    keep = select(scores_of(graph), budget={"macs": "60%"}, graph=graph)
+    assert all(len(kept) % 4 == 0 for kept in keep.values())
+    assert graph.costs.macs() == 12 * (8 * 16 + 16 * 32 + 32 * 8)
+    assert 0 < graph.costs.macs(keep) <= 0.6 * graph.costs.macs()
+
+
 @pytest.mark.parametrize("allocation", ["global", "uniform"])
 def test_a_budget_out_of_reach_names_the_least_that_can_be_had(allocation):
     graph = trace(make(PlainCNN), inputs(PlainCNN))

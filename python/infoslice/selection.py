@@ -68,7 +68,7 @@ def select(
             ``pruning_ratio`` binds, fewer channels go than asked for.
         round_to: the number kept in a group is rounded up to a multiple of this (never beyond its
             size); with a ``graph``, the length of the axes that its layers write, so that heads of
-            64 are multiples of 8 already.
+            64 are multiples of 8 already, and of the ``step`` of the group.
 
     Returns:
         Group name -> sorted, unique int64 indices of the channels that stay.
@@ -194,8 +194,7 @@ class _Room:
         ]
         self._own = np.array(ratios)
         self.shared = np.isnan(self._own)
-        units = [_unit(groups[name]) if name in groups else 1 for name in scores]
-        self._steps = np.array([round_to // math.gcd(round_to, unit) for unit in units])
+        self._steps = np.array([_step(groups.get(name), round_to) for name in scores])
 
     def ratios(self) -> list[float]:
         """All ratios that make a difference, ascending."""
@@ -314,10 +313,13 @@ def _fitting(keys: Iterable[str], name: str, group: ChannelGroup | None) -> set[
     }
 
 
-def _unit(group: ChannelGroup) -> int:
-    """By how much one channel lengthens the axes that the group's layers write."""
+def _step(group: ChannelGroup | None, round_to: int) -> int:
+    """The number kept is to be a multiple of this for axes of a multiple of ``round_to``."""
+    if group is None:
+        return round_to
     written = {(piece.tensor, piece.axis) for piece in group.slices if piece.role == "out"}
-    return math.gcd(*(group.lengths[axis] for axis in written)) or 1
+    lengths = [group.lengths[axis] for axis in written]  # by one channel
+    return math.lcm(round_to // math.gcd(round_to, *lengths), group.step)
 
 
 def _share(ratio: float, count: int) -> int:

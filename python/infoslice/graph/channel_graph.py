@@ -56,7 +56,8 @@ class ChannelGroup:
     (normalisations, depthwise convolutions, PReLU, per-channel scales). ``renormalised`` names the
     operators that compute statistics *across* the group's channels (layer norm): after a cut they
     do so over the channels that are left, so that there slicing differs from zeroing. ``kind`` says
-    what one channel is where it is more than a single index ("head of width 64").
+    what one channel is where it is more than a single index ("head of width 64"); a kernel may ask
+    that as many stay as a multiple of ``step``.
     """
 
     name: str
@@ -70,6 +71,7 @@ class ChannelGroup:
     sizes: tuple[SizeSlice, ...] = ()
     renormalised: tuple[str, ...] = ()
     kind: str = field(default="channel", compare=False)
+    step: int = field(default=1, compare=False)
 
     @property
     def lengths(self) -> dict[tuple[str, int], int]:
@@ -86,6 +88,8 @@ class ChannelGroup:
         least = min(self.lengths.values(), default=1)
         kind = f"set of {least} channels" if self.kind == "channel" and least > 1 else self.kind
         each = "" if kind == "channel" else f", each a {kind}"
+        if self.prunable and self.step > 1:
+            state += f", kept in multiples of {self.step}"
         lines = [f"{self.name}: {self.channels} channels{each}, {state}"]
         for title, names in (
             ("written by", self.producers),

@@ -220,7 +220,7 @@ def _multiplied(
         yield [*batch, *(x if transposed else out)[-spatial:], *weight]
     elif kind == "linear":
         yield [*axes(0, "input"), out[-1]]
-    elif kind in ("mm", "bmm", "matmul"):
+    elif kind in ("mm", "bmm", "matmul", "_grouped_mm"):
         yield [*out, axes(0, "self")[-1]]
     elif kind in ("addmm", "baddbmm"):
         yield [*out, axes(1, "mat1")[-1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from torch import nn
@@ -48,6 +49,10 @@ def build_groups(walk: Walk, shell: nn.Module) -> tuple[tuple[ChannelGroup, ...]
             renormalised.setdefault(atom, {})[where] = None
 
     kinds = kinds_of_channels(walk, slices)
+    steps: dict[Atom, int] = {}
+    for dim, step in walk.steps:
+        for atom in atoms(dim):
+            steps[atom] = math.lcm(steps.get(atom, 1), step)
 
     order = {use: i for i, use in reversed(list(enumerate(walk.uses)))}
     drafts: list[tuple[int, Atom, list[Use]]] = []
@@ -88,6 +93,7 @@ def build_groups(walk: Walk, shell: nn.Module) -> tuple[tuple[ChannelGroup, ...]
                 sizes=tuple(sizes.get(atom, ())),
                 renormalised=tuple(renormalised.get(atom, ())),
                 kind=kinds.get(atom, "channel"),
+                step=steps.get(atom, 1),
             )
         )
     return tuple(groups), named

@@ -17,7 +17,7 @@ import infoslice.graph.rules_shape  # noqa: F401  (importing registers the rules
 from infoslice.graph.capture import Capture, capture
 from infoslice.graph.channel_graph import ChannelGraph, Signature
 from infoslice.graph.check import failing_groups
-from infoslice.graph.dims import Atom, atoms, pin
+from infoslice.graph.dims import Atom, pin
 from infoslice.graph.groups import build_groups, left_whole
 from infoslice.graph.shell import (
     Shell,
@@ -77,28 +77,26 @@ def trace_specs(
     if walk.baked:
         # Numbers reached an operator. A size that the code computed from its input follows a cut,
         # one that it spells out does not, and a scale should stay: running a smaller copy tells.
-        failing = failing_groups(graph, shell.module, _fewer_channels(walk, graph))
+        failing = failing_groups(graph, shell.module, _fewer_channels(graph))
         if walk.tie({graph.signature.atoms[name] for name in failing}):
             graph = _graph(walk, captured, shell, specs, refused)
-            failing = failing_groups(graph, shell.module, _fewer_channels(walk, graph))
+            failing = failing_groups(graph, shell.module, _fewer_channels(graph))
         for name, failure in failing.items():
             pin(graph.signature.atoms[name], f"a smaller copy does not run alike: {failure}")
         graph = _graph(walk, captured, shell, specs, refused)
     return graph
 
 
-def _fewer_channels(walk: Walk, graph: ChannelGraph) -> dict[str, Tensor]:
+def _fewer_channels(graph: ChannelGraph) -> dict[str, Tensor]:
     """A few channels less of every group, and of groups of one size not equally many.
 
     Code that takes the size of one group for that of another fails then.
     """
-    steps = {atom: step for dim, step in walk.steps for atom in atoms(dim)}
     seen: dict[int, int] = {}
     keep: dict[str, Tensor] = {}
     for group in graph.prunable:
         nth = seen[group.channels] = seen.get(group.channels, -1) + 1
-        step = steps.get(graph.signature.atoms[group.name], 1)
-        removed = step * (1 + nth % max((group.channels - 1) // step, 1))
+        removed = group.step * (1 + nth % max((group.channels - 1) // group.step, 1))
         keep[group.name] = torch.arange(max(group.channels - removed, 1))
     return keep
 

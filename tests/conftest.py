@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,7 +38,13 @@ def _seed() -> None:
 @pytest.fixture(scope="session")
 def emu(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The module _emu: the CUDA kernels on the emulation, as functions of NumPy arrays."""
-    return load_emu(tmp_path_factory.mktemp("emu"))
+    own = tmp_path_factory.getbasetemp()
+    # The processes of one run share a build: the first one makes it, the others find it made.
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "emu"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return load_emu(folder / "build")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

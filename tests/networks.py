@@ -12,6 +12,19 @@ def conv_bn(i, o, k=3, stride=1, groups=1):
     return nn.Sequential(conv, nn.BatchNorm2d(o))
 
 
+class Run(nn.Module):
+    """Modules by name, and a forward written as a function of them and the inputs."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.run = forward
+
+    def forward(self, *args, **kwargs):
+        return self.run(self, *args, **kwargs)
+
+
 class PlainCNN(nn.Module):
     shape = (2, 3, 9, 9)
 

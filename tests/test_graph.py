@@ -12,21 +12,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from infoslice.graph import IndexMap, TraceError, trace
 from infoslice.surgery import plan
-from networks import MODELS, Block, Inverted, inputs, make
+from networks import MODELS, Block, Inverted, Run, inputs, make
 from oracle import assert_same, random_plan, silence
-
-
-class Run(nn.Module):
-    """Modules by name, and a forward written as a function of them and the inputs."""
-
-    def __init__(self, forward, **modules):
-        super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self.run = forward
-
-    def forward(self, *args, **kwargs):
-        return self.run(self, *args, **kwargs)
 
 
 def groups_of(graph):

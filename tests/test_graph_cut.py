@@ -9,20 +9,8 @@ from torch import nn
 
 from infoslice.graph import trace
 from infoslice.surgery import plan
+from networks import Run
 from oracle import assert_same, random_plan, silence
-
-
-class Run(nn.Module):
-    """Modules by name, and a forward written as a function of them and the input."""
-
-    def __init__(self, forward, **modules):
-        super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self.run = forward
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 def image(*shape):

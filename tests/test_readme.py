@@ -54,7 +54,7 @@ def test_ci_runs_the_two_commands_of_the_readme():
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install torch==")
         assert "\n" not in command
     assert demo.endswith("&& .venv/bin/infoslice demo")
-    assert tests.endswith(".venv/bin/python -m pytest")
+    assert tests.endswith(".venv/bin/python -m pytest -n 2 --dist loadfile")
     assert re.search(r'^step .* bash -c "\$demo --fast"$', CI, re.MULTILINE)
     assert re.search(r'^step .* bash -c "\$tests"$', CI, re.MULTILINE)
 

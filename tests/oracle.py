@@ -22,7 +22,7 @@ from infoslice.graph.dims import index_maps, size
 from infoslice.graph.recording import argument, operator_name
 from infoslice.surgery import plan
 
-NORMS = ("aten::layer_norm", "aten::rms_norm", "aten::group_norm")
+NORMS = ("aten::layer_norm", "aten::rms_norm", "aten::group_norm", "aten::softmax")
 # Operators and the position of the axes among their arguments.
 STATISTICS = {
     "aten::mean": 1, "aten::sum": 1, "aten::var": 1, "aten::std": 1, "aten::var_mean": 1,
@@ -83,16 +83,19 @@ class KeptStatistics(SchemaCheckMode):
         if func._schema.name not in NORMS:
             return func(x, *rest, **kwargs)
         ((axis, left),) = kept.items()
-        if func._schema.name != "aten::group_norm":
+        if func._schema.name in ("aten::layer_norm", "aten::rms_norm"):
             rest[0] = [len(left)]
         rest = [r[left] if isinstance(r, torch.Tensor) else r for r in rest]
-        return torch.zeros_like(args[0]).index_copy(axis, left, func(x, *rest, **kwargs))
+        made = func(x, *rest, **kwargs)
+        return made.new_zeros(args[0].shape).index_copy(axis, left, made)
 
 
 def reduced_axes(node, rank):
     """Axes of the first argument over which a node takes a statistic."""
     if operator_name(node) == "aten::group_norm":
         return [1] if node.args[1] == 1 else []
+    if operator_name(node) == "aten::softmax":
+        return [argument(node, 1, "dim") % rank]
     if operator_name(node) in NORMS:
         return [rank - 1] if len(node.args[1]) == 1 else []
     axes = argument(node, STATISTICS[operator_name(node)], "dim")

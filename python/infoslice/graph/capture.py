@@ -61,6 +61,7 @@ class _Recorder(SchemaCheckMode):
         kwargs = kwargs or {}
         # What is changed in place is another node afterwards.
         given = self._nodes(args), {name: self._nodes(value) for name, value in kwargs.items()}
+        _too_few(func, args)
         grouped = func is torch.ops.aten._grouped_mm.default
         result: Any = (
             _grouped_product(*args, **kwargs) if grouped else _results.run(func, args, kwargs)
@@ -136,6 +137,14 @@ def _memory_of(tensor: Tensor) -> int:
         tensor = torch._C._functorch.get_unwrapped(tensor)
     memory: int = tensor.untyped_storage()._cdata
     return memory
+
+
+def _too_few(func: Any, args: Any) -> None:
+    """torch says that a number is out of range; say which."""
+    if func is torch.ops.aten.topk.default:
+        x, count, axis = args[0], args[1], args[2] if len(args) > 2 else -1
+        if x.dim() and count > x.shape[axis]:
+            raise RuntimeError(f"topk chooses {count} of {x.shape[axis]} entries")
 
 
 def _grouped_product(x: Tensor, y: Tensor, *_: Any, **__: Any) -> Tensor:

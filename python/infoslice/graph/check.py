@@ -199,6 +199,10 @@ def _other_constant(
             continue  # a depthwise convolution has as many as channels
         if label in ("enable_gqa", "repeats", "output_size"):
             continue  # the shapes say how many heads share keys and values
+        if name == "aten::histc" and label in ("bins", "max"):
+            if label == "max" and new - argument(after, 1, "bins") != -1:
+                return f"{call_site(before)} counts up to {new} of {argument(after, 1, 'bins')}"
+            continue
         if name in _CUTS and label in ("start", "end", "length", "split_size", "split_sizes"):
             continue  # where pieces begin and end is compared with the prediction
         told = name in _TOLD_SIZES

@@ -36,22 +36,6 @@ def _bmm(walk: Walk, node: Node) -> Value:
     return product(walk, node, walk.tensor(node.args[0]), walk.tensor(node.args[1]))
 
 
-@rule("aten::_grouped_mm")
-def _grouped_mm(walk: Walk, node: Node) -> Result:
-    """Rows of x [S, K] in consecutive pieces, one for each matrix of weight [E, K, N]."""
-    x, weight = walk.tensor(node.args[0]), walk.tensor(node.args[1])
-    if len(x.dims) != 2 or len(weight.dims) != 3 or weight.tensor is None:
-        return walk.unknown(node)
-    walk.baked = True
-    walk.pin(weight.dims[:1], f"{walk.where(node)} has a number of matrices")
-    walk.unify(node, x.dims[-1], weight.dims[1])
-    walk.use(node, weight, 1, "in")
-    walk.use(node, weight, 2, "out")
-    for dim in (x.dims[-1], weight.dims[2]):
-        walk.steps.append((dim, 16 // node.value.dtype.itemsize))
-    return Value((x.dims[0], weight.dims[2]))
-
-
 @rule("aten::baddbmm")
 def _baddbmm(walk: Walk, node: Node) -> Value:
     made = product(walk, node, walk.tensor(node.args[1]), walk.tensor(node.args[2]))
@@ -128,24 +112,6 @@ def _einsum(walk: Walk, node: Node) -> Result:
                 role: Role = "in" if letter not in right else "follow" if shared else "out"
                 walk.use(node, value, axis, role)
     return Value(tuple(axes[letter] for letter in right))
-
-
-@rule("aten::index")
-def _index(walk: Walk, node: Node) -> Result:
-    """One axis looked up by a tensor: it stays whole, its place is taken by those of the index."""
-    x, index = walk.tensor(node.args[0]), list(node.args[1])
-    places = [i for i, item in enumerate(index) if item is not None]
-    if len(places) != 1:
-        return walk.unknown(node)
-    axis = places[0]
-    looked_up = walk.tensor(index[axis])
-    reason = f"{walk.where(node)} looks the axis up by index"
-    walk.pin([x.dims[axis], *looked_up.dims], reason)
-    shape = shape_of(node)[axis : axis + len(looked_up.dims)]
-    made = tuple(Atom(n, reason) for n in shape)
-    # Rows of a weight are that weight still.
-    axes = (*x.axes[:axis], *(axis for _ in made), *x.axes[axis + 1 :]) if x.tensor else ()
-    return Value((*x.dims[:axis], *made, *x.dims[axis + 1 :]), x.tensor, axes)
 
 
 @rule("aten::index_select")

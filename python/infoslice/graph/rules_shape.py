@@ -118,7 +118,7 @@ def _view(walk: Walk, node: Node) -> Result:
         left = iter(axis for axis, _ in long)
         axes = tuple(next(left) if n > 1 else None for n in shape_of(node))
         return Value(tuple(out), x.tensor, axes)
-    return Value(tuple(out))
+    return Value(tuple(out), points=x.points)
 
 
 def _stretches(dims: Sequence[Dim], shape: Sequence[int]) -> Iterator[tuple[list[Dim], list[int]]]:
@@ -412,14 +412,13 @@ def _reduce(walk: Walk, node: Node) -> Result:
     return left(tuple(val.shape))
 
 
-@rule("aten::softmax", "aten::_softmax", "aten::log_softmax", "aten::_log_softmax",
-      "aten::cumsum", "aten::cumprod", "aten::glu", "aten::sort", "aten::topk",
+@rule("aten::log_softmax", "aten::_log_softmax", "aten::cumprod", "aten::glu",
       "aten::roll")  # fmt: skip
 def _along_axis(walk: Walk, node: Node) -> Result:
-    """Operators that mix the entries along one axis; sort and topk default to the last."""
+    """Operators that mix the entries along one axis, the last if none is named."""
     name = operator_name(node)
     x = walk.tensor(node.args[0])
-    position = 2 if name in ("aten::topk", "aten::roll") else 1
+    position = 2 if name == "aten::roll" else 1
     named = argument(node, position, "dims" if name == "aten::roll" else "dim")
     if not x.dims or isinstance(named, str):
         return walk.unknown(node)

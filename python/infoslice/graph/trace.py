@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 import infoslice.graph.rules_attention
 import infoslice.graph.rules_elementwise
+import infoslice.graph.rules_experts
 import infoslice.graph.rules_layers
 import infoslice.graph.rules_shape  # noqa: F401  (importing registers the rules)
 from infoslice.graph.capture import Capture, capture

@@ -38,10 +38,10 @@ intermediate_dim kv_lora_rank v_head_dim time_step_rank conv_dim group_size head
 """.split()
 # ... and the configuration that the modules of a model share; a module then gets one of its own.
 CONFIG = ["config.num_attention_heads", "config.num_key_value_heads"]
+EXPERTS = ["num_experts", "num_local_experts", "n_routed_experts"]
 REPEATS = ["num_key_value_groups", "n_rep"]  # heads that share one head of keys and values
-GUESSED = frozenset(
-    (*HEADS, *WIDTHS, *CONFIG, *REPEATS, "shape")
-)  # proved by a smaller copy, or left
+# Proved by a smaller copy, or left.
+GUESSED = frozenset((*HEADS, *WIDTHS, *CONFIG, *REPEATS, *EXPERTS, "shape"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +51,15 @@ class Value:
     ``tensor`` names the parameter or buffer this is, ``axes`` the axis of it that each axis is
     (None for an axis of length 1 that it lacks). Both survive transposition, and the choice of
     rows. None for everything that was computed. ``sources`` are the parameters and buffers that it
-    was computed from, None if the input of the model takes part.
+    was computed from, None if the input of the model takes part. ``points``: of a tensor of
+    positions, the axis they are positions in, where that is known.
     """
 
     dims: tuple[Dim, ...]
     tensor: str | None = None
     axes: tuple[int | None, ...] = ()
     sources: tuple[str, ...] | None = None
+    points: Dim | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from infoslice import surgery
+from infoslice import replacement
 from infoslice.graph import trace
 from infoslice.replacement import like
 from infoslice.surgery import plan
@@ -306,7 +306,7 @@ def test_a_failure_while_cutting_changes_nothing(monkeypatch):
             raise MemoryError
         return like(old, values)
 
-    monkeypatch.setattr(surgery, "like", fail)
+    monkeypatch.setattr(replacement, "like", fail)
     with pytest.raises(MemoryError):
         pruning.apply(model, inplace=True, optimizer=optimizer)
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))

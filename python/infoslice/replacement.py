@@ -1,15 +1,20 @@
-"""New tensors in place of old ones: in a module itself, or in a copy of it."""
+"""Cuts tensors, and puts the new ones in place of the old: in a module itself, or in a copy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from infoslice import ops
+from infoslice.graph.cuts import AxisCut
 from infoslice.graph.shell import copy_module, is_special, named_tensors
 
-__all__ = ["copy_with", "like", "replace_tensors"]
+__all__ = ["Work", "batches", "copy_with", "like", "replace_tensors", "sliced"]
+
+Work = list[tuple[Tensor, list[AxisCut]]]  # tensors to cut, and how
 
 
 def like(old: Tensor, values: Tensor) -> Tensor:
@@ -70,3 +75,45 @@ def copy_with(model: nn.Module, old: Sequence[Tensor], new: Sequence[Tensor]) ->
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 memo.setdefault(id(value), value.detach().clone())
     return copy_module(model, memo)
+
+
+def batches(work: Work) -> Iterator[Work]:
+    """Take ``work`` in parts, largest tensors first, none larger than the first; empties it.
+
+    A part frees at least what it takes, and the first takes most: once it has its memory, the
+    others find theirs, so that a lack of memory shows before anything is changed.
+    """
+    work.sort(key=lambda item: _bytes_after(*item))
+    room = max([_BATCH, *(_bytes_after(*item) for item in work[-1:])])
+    while work:
+        batch: Work = []
+        left = room
+        while work and _bytes_after(*work[-1]) <= left:
+            batch.append(work.pop())
+            left -= _bytes_after(*batch[-1])
+        yield batch
+
+
+_BATCH = 64 * 2**20  # bytes: less is not worth another walk over the model
+
+
+def _bytes_after(tensor: Tensor, cuts: Sequence[AxisCut]) -> int:
+    shape = list(tensor.shape)
+    for cut in cuts:
+        shape[cut.axis] = cut.keep.numel()
+    return math.prod(shape) * tensor.element_size()
+
+
+def sliced(work: Work) -> list[Tensor]:
+    """The new tensors, by one call for each device."""
+    result: list[Tensor | None] = [None] * len(work)
+    for device in dict.fromkeys(tensor.device for tensor, _ in work):
+        here = [i for i, (tensor, _) in enumerate(work) if tensor.device == device]
+        made = ops.slice_channels(
+            [work[i][0].detach() for i in here],
+            [tuple(cut.axis for cut in work[i][1]) for i in here],
+            [tuple(cut.keep for cut in work[i][1]) for i in here],
+        )
+        for i, values in zip(here, made, strict=True):
+            result[i] = like(work[i][0], values)
+    return [tensor for tensor in result if tensor is not None]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from infoslice import ops
 from infoslice.graph.channel_graph import ChannelGraph, ChannelGroup
 from infoslice.graph.check import failing_groups
 from infoslice.graph.cuts import AxisCut, axis_cuts, new_shapes, set_sizes, size_cuts
@@ -30,7 +28,7 @@ from infoslice.plan_format import (
     encode_tensors,
     encode_tree,
 )
-from infoslice.replacement import copy_with, like, replace_tensors
+from infoslice.replacement import Work, batches, copy_with, replace_tensors, sliced
 
 __all__ = ["Edit", "PruningPlan", "Surgery", "plan"]
 
@@ -227,11 +225,11 @@ class PruningPlan:
         with torch.inference_mode(False):  # tensors made in that mode could never be trained
             if inplace:
                 del tensors, along  # so that what has been replaced is freed
-                for batch in _batches(work):
+                for batch in batches(work):
                     _replace(model, optimizers, batch)
                 result = model
             else:
-                result = copy_with(model, [tensor for tensor, _ in work], _sliced(work))
+                result = copy_with(model, [tensor for tensor, _ in work], sliced(work))
         set_sizes(result, sizes)
         shapes = self.new_shapes()
         edits = (
@@ -380,53 +378,8 @@ def _refuse_hooks(cut: Iterable[tuple[str, Tensor]]) -> None:
             )
 
 
-_Work = list[tuple[Tensor, list[AxisCut]]]
-
-
-def _batches(work: _Work) -> Iterator[_Work]:
-    """Take ``work`` in parts, largest tensors first, none larger than the first; empties it.
-
-    A part frees at least what it takes, and the first takes most: once it has its memory, the
-    others find theirs, so that a lack of memory shows before anything is changed.
-    """
-    work.sort(key=lambda item: _bytes_after(*item))
-    room = max([_BATCH, *(_bytes_after(*item) for item in work[-1:])])
-    while work:
-        batch: _Work = []
-        left = room
-        while work and _bytes_after(*work[-1]) <= left:
-            batch.append(work.pop())
-            left -= _bytes_after(*batch[-1])
-        yield batch
-
-
-_BATCH = 64 * 2**20  # bytes: less is not worth another walk over the model
-
-
-def _bytes_after(tensor: Tensor, cuts: Sequence[AxisCut]) -> int:
-    shape = list(tensor.shape)
-    for cut in cuts:
-        shape[cut.axis] = cut.keep.numel()
-    return math.prod(shape) * tensor.element_size()
-
-
-def _replace(model: nn.Module, optimizers: Sequence[Optimizer], batch: _Work) -> None:
+def _replace(model: nn.Module, optimizers: Sequence[Optimizer], batch: Work) -> None:
     """Cut these tensors of a model; what they held is free when the caller lets go of ``batch``."""
-    old, new = [tensor for tensor, _ in batch], _sliced(batch)
+    old, new = [tensor for tensor, _ in batch], sliced(batch)
     replace_tensors(model, old, new)
     replace_parameters(optimizers, old, new)
-
-
-def _sliced(work: _Work) -> list[Tensor]:
-    """The new tensors, by one call for each device."""
-    result: list[Tensor | None] = [None] * len(work)
-    for device in dict.fromkeys(tensor.device for tensor, _ in work):
-        here = [i for i, (tensor, _) in enumerate(work) if tensor.device == device]
-        made = ops.slice_channels(
-            [work[i][0].detach() for i in here],
-            [tuple(cut.axis for cut in work[i][1]) for i in here],
-            [tuple(cut.keep for cut in work[i][1]) for i in here],
-        )
-        for i, values in zip(here, made, strict=True):
-            result[i] = like(work[i][0], values)
-    return [tensor for tensor in result if tensor is not None]

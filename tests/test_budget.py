@@ -198,7 +198,7 @@ def test_own_ratios_by_group_module_and_pattern():
     keep = select(scores, budget={"macs": "70%"}, graph=graph, pruning_ratio_dict={first.name: 0})
     assert len(keep[first.name]) == first.channels
     assert graph.costs.macs(keep) <= 0.7 * graph.costs.macs()
-    with pytest.raises(ValueError, match=r"groups with scores, got \['nobody'\]"):
+    with pytest.raises(ValueError, match=r"modules of groups, got \['nobody'\]"):
         select(scores, 0.5, graph=graph, pruning_ratio_dict={"nobody": 0.1})
     with pytest.raises(ValueError, match="module paths need the argument graph"):
         select({"a": torch.ones(3)}, 0.5, pruning_ratio_dict={"layer": 0.1})

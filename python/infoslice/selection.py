@@ -180,17 +180,17 @@ class _Room:
         self.cap = 1.0
         self.sizes: Counts = np.array([len(values) for values in scores.values()], dtype=np.int64)
         groups = {} if graph is None else {group.name: group for group in graph.groups}
-        fitting = {name: _fitting(own, name, groups.get(name)) for name in scores}
+        fitting = {name: _fitting(own, name, groups.get(name)) for name in (*groups, *scores)}
         unused = set(own).difference(*fitting.values())
         if unused:
             raise ValueError(
-                f"select: argument pruning_ratio_dict: expected names or modules of groups with "
-                f"scores, got {sorted(unused)}"
+                f"select: argument pruning_ratio_dict: expected names or modules of groups, got "
+                f"{sorted(unused)}"
                 + (" (module paths need the argument graph)" if graph is None else "")
             )
         ratios = [
-            min(((-len(key), own[key]) for key in keys), default=(0, math.nan))[1]
-            for keys in fitting.values()
+            min(((-len(key), own[key]) for key in fitting[name]), default=(0, math.nan))[1]
+            for name in scores
         ]
         self._own = np.array(ratios)
         self.shared = np.isnan(self._own)

@@ -209,6 +209,34 @@ class Normalised(nn.Module):
         return self.b(self.norm(self.a(x)).relu())
 
 
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_budgets_are_met_and_groups_may_have_ratios_of_their_own(allocation):
+    model, x = networks.Residual(), torch.randn(2, 3, 8, 8)
+    result = infoslice.prune(
+        model, x, budget={"macs": "60%", "parameters": "70%"}, allocation=allocation, **QUICK
+    )
+    before, after = result.report.before, result.report.after
+    assert after.macs <= 0.6 * before.macs
+    assert after.parameters <= 0.7 * before.parameters
+    assert after.parameters == sum(p.numel() for p in result.model.parameters())
+    first = result.plan.graph.prunable[0].name
+    result = infoslice.prune(
+        model, x, pruning_ratio=0.5, pruning_ratio_dict={first: 0.0}, allocation=allocation,
+        **QUICK,
+    )  # fmt: skip
+    assert first not in result.plan.keep
+    assert result.plan.keep
+
+
+def test_budget_and_ratio_exclude_each_other():
+    with pytest.raises(ValueError, match="pruning_ratio and budget"):
+        infoslice.prune(
+            networks.Residual(), torch.randn(2, 3, 8, 8), pruning_ratio=0.5, budget={"macs": "50%"}
+        )
+    with pytest.raises(ValueError, match="budget"):
+        infoslice.prune(networks.Residual(), torch.randn(2, 3, 8, 8), budget={"macs": 1})
+
+
 class Functional(nn.Module):
     """Uses the weight of a layer that it never calls."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from infoslice.criteria import CRITERIA, Criterion
@@ -16,7 +17,7 @@ from infoslice.graph.following import following
 from infoslice.perturbation import Inputs, Kind, match, noise, recorded_layers
 from infoslice.progress import track
 from infoslice.report import Report, totals
-from infoslice.selection import Allocation, check_ratio, select
+from infoslice.selection import Allocation, Budget, best, check_ratio, select
 from infoslice.surgery import Edit, PruningPlan, plan
 from infoslice.workpiece import Injection, Target, Workpiece
 
@@ -40,7 +41,9 @@ def prune(
     model: nn.Module,
     example_inputs: Any,
     *,
-    pruning_ratio: float = 0.5,
+    pruning_ratio: float | None = None,
+    budget: Budget | None = None,
+    pruning_ratio_dict: Mapping[str, float] | None = None,
     criterion: str | Criterion = "causal",
     criterion_options: Mapping[str, Any] | None = None,
     allocation: Allocation = "global",
@@ -75,7 +78,13 @@ def prune(
             understood is left whole and named in the report. Run in eval mode throughout.
         example_inputs: a tensor ``[N, ...]``, a tuple or list of arguments, or a dict of keyword
             arguments, for tracing, latency and the shape of the noise.
-        pruning_ratio: share of the channels of all prunable groups to remove, in [0, 1).
+        pruning_ratio: share of the channels of all prunable groups to remove, in [0, 1); a half
+            unless a budget is given.
+        budget: what the smaller model may cost instead: ``{"macs": "60%"}``, ``{"parameters":
+            1e6}``, ``"memory"`` in bytes, ``"latency"`` in seconds, several at once; see
+            :func:`infoslice.selection.select`.
+        pruning_ratio_dict: own ratios for some groups, by name, module path or pattern; 0 leaves a
+            group whole. See :func:`infoslice.selection.select`.
         criterion: ``"causal"`` (:func:`infoslice.criteria.causal`), ``"l1_norm"``, ``"l2_norm"``,
             ``"random"``, or a function ``(statistics, weights) -> scores``.
         criterion_options: keyword arguments for it, as ``{"score": "pairwise"}``.
@@ -117,9 +126,13 @@ def prune(
             returns anything but one finite number per channel. The model is then unchanged.
         TypeError: inputs of the wrong kind.
     """
-    check_ratio("prune", "pruning_ratio", pruning_ratio)
-    if max_pruning_ratio is not None:
-        check_ratio("prune", "max_pruning_ratio", max_pruning_ratio)
+    if pruning_ratio is None and budget is None:
+        pruning_ratio = 0.5
+    elif pruning_ratio is not None and budget is not None:
+        raise ValueError("prune: arguments pruning_ratio and budget: expected one of the two")
+    for name, ratio in (("pruning_ratio", pruning_ratio), ("max_pruning_ratio", max_pruning_ratio)):
+        if ratio is not None:
+            check_ratio("prune", name, ratio)
     for name, value, allowed in (
         ("allocation", allocation, get_args(Allocation)),
         ("compensation", compensation, get_args(Compensation)),
@@ -172,10 +185,16 @@ def prune(
     chosen = partial(
         select,
         pruning_ratio=pruning_ratio,
+        budget=budget,
+        graph=graph,
+        pruning_ratio_dict=pruning_ratio_dict,
         allocation=allocation,
         max_pruning_ratio=max_pruning_ratio,
         round_to=round_to,
     )
+    # The same share of each group does not depend on scores; a budget out of reach fails here.
+    blank = {group.name: torch.zeros(group.channels) for group in graph.prunable}
+    widths = {name: len(kept) for name, kept in chosen(blank).items()}
     if allocation == "global":
         groups = graph.prunable
         statistics = work.statistics(groups)
@@ -191,8 +210,7 @@ def prune(
             statistics = work.statistics([group])
             found = work.score(group, statistics[group.name], scored_by)
             if found is not None:
-                kept = chosen({group.name: found})[group.name]
-                work.decide(group, kept, statistics[group.name])
+                work.decide(group, best(found, widths[group.name]), statistics[group.name])
         if compensation == "least_squares":
             work.refit(layer, compensation_ridge)
     cut = plan(graph, keep=work.keep)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from infoslice.graph import ChannelGraph, ChannelGroup
 
-__all__ = ["Allocation", "Budget", "check_ratio", "per_cost", "select", "uniform_ratio"]
+__all__ = ["Allocation", "Budget", "best", "check_ratio", "per_cost", "select", "uniform_ratio"]
 
 Allocation = Literal["uniform", "global"]
 Cost = Literal["parameters", "macs", "memory", "latency"]
@@ -120,9 +120,14 @@ def select(
             count = meter.least(range(len(order) + 1), lambda count: room.without(order[:count]))
         kept = room.without(order[:count])
     return {
-        name: values.sort(descending=True, stable=True).indices[:count].sort().values
+        name: best(values, count)
         for (name, values), count in zip(scores.items(), kept.tolist(), strict=True)
     }
+
+
+def best(scores: Tensor, count: int) -> Tensor:
+    """The ``count`` channels of the highest scores, sorted; lowest index first among equals."""
+    return scores.sort(descending=True, stable=True).indices[:count].sort().values
 
 
 def uniform_ratio(

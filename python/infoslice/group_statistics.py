@@ -147,9 +147,18 @@ def filters(group: ChannelGroup, model: nn.Module) -> tuple[Tensor, ...]:
         if piece.role == "out":
             tensor = cast(Tensor, _tensor(model, piece.tensor)).detach()
             if tensor.dim() > 1:
-                rows = tensor.movedim(piece.axis, 0)[_positions(piece.index_map)]
+                rows = _rows(tensor.movedim(piece.axis, 0), piece.index_map)
                 found[piece.tensor, piece.axis] = rows.flatten(1)
     return tuple(found.values())
+
+
+def _rows(tensor: Tensor, index_map: IndexMap) -> Tensor:
+    """``[C, ...]``: what lies where each channel does; a view where one interval holds them all."""
+    m = index_map
+    if m.repeat == 1:
+        interval = tensor[m.offset : m.offset + m.channels * m.run]
+        return interval.reshape(m.channels, m.run, *tensor.shape[1:])
+    return tensor[_positions(m)]
 
 
 def _tensor(model: nn.Module, name: str) -> object:

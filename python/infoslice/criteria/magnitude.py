@@ -29,7 +29,14 @@ def l2_norm(statistics: GroupStatistics, weights: Sequence[Tensor]) -> Tensor:
 
 
 def _norm(statistics: GroupStatistics, weights: Sequence[Tensor], order: int) -> Tensor:
-    if not weights:
-        return torch.zeros(statistics.channels, dtype=torch.float64)
-    rows = torch.cat([w.double() for w in weights], 1)
-    return rows.abs().sum(1) if order == 1 else rows.square().sum(1).sqrt()
+    """One pass over the weights: blocks are summed in float32 (float64 for float64), then added."""
+    total = torch.zeros(statistics.channels, dtype=torch.float64)
+    for rows in weights:
+        exact = torch.promote_types(rows.dtype, torch.float32)
+        for block in torch.split(rows, _BLOCK, 1):
+            norm = torch.linalg.vector_norm(block, order, 1, dtype=exact)
+            total += norm.to(total).pow_(order)
+    return total.pow_(1 / order)
+
+
+_BLOCK = 1024  # entries of a row; so few lose nothing in float32

@@ -23,6 +23,7 @@ from infoslice.graph.recording import (
     Node,
     argument,
     call_site,
+    no_garbage_collection,
     operator_name,
     shape_of,
     tensor_shapes,
@@ -78,6 +79,7 @@ def _run(graph: ChannelGraph, shell: Shell, kept: Mapping[Atom, int]) -> str | N
     return _difference(graph.signature, pruned, kept)
 
 
+@no_garbage_collection()
 def failing_groups(
     graph: ChannelGraph, model: nn.Module, keep: Mapping[str, Tensor]
 ) -> dict[str, str]:

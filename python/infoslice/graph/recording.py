@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,7 +13,28 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["Node", "Shape", "argument", "call_site", "operator_name", "shape_of", "tensor_shapes"]
+__all__ = [
+    "Node",
+    "Shape",
+    "argument",
+    "call_site",
+    "no_garbage_collection",
+    "operator_name",
+    "shape_of",
+    "tensor_shapes",
+]
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Pause it while a hundred thousand small objects are made that all live on."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True)

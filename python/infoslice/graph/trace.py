@@ -20,6 +20,7 @@ from infoslice.graph.channel_graph import ChannelGraph, Signature
 from infoslice.graph.check import failing_groups
 from infoslice.graph.dims import Atom, pin
 from infoslice.graph.groups import build_groups, left_whole
+from infoslice.graph.recording import no_garbage_collection
 from infoslice.graph.shell import (
     Shell,
     TensorSpec,
@@ -65,6 +66,7 @@ def trace(
     return trace_specs(model, specs, ignored_layers)
 
 
+@no_garbage_collection()
 def trace_specs(
     model: nn.Module, specs: Any, ignored_layers: Iterable[str | nn.Module] = ()
 ) -> ChannelGraph:

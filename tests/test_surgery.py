@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import weakref
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from infoslice import ops
 from infoslice.graph import trace
 from infoslice.surgery import PruningPlan, plan
 from networks import MODELS, Inverted, Residual, Tied, inputs, make
@@ -486,3 +489,55 @@ def test_uncopyable_model(residual):
     with pytest.raises(ValueError, match=r"copy\.deepcopy can copy.*drop what cannot be copied"):
         made.apply(model)
     assert model.stem[0].out_channels == 6
+
+
+# ---- memory
+
+
+class Wide(nn.Sequential):
+    def __init__(self):
+        super().__init__(*(nn.Linear(64, 64) for _ in range(8)))
+
+
+def in_place_parts(monkeypatch, model, fail_at=None):
+    """Bytes of the model's tensors, old and new, at every call that makes new ones."""
+    monkeypatch.setattr("infoslice.surgery._BATCH", 1)
+    alive = [weakref.ref(tensor) for tensor in model.parameters()]
+    calls = []
+    slice_channels = ops.slice_channels
+
+    def watched(tensors, dims, keep):
+        calls.append(sum(p.nbytes for p in (ref() for ref in alive) if p is not None))
+        if len(calls) - 1 == fail_at:
+            raise MemoryError
+        made = slice_channels(tensors, dims, keep)
+        calls[-1] += sum(tensor.nbytes for tensor in made)
+        return made
+
+    monkeypatch.setattr("infoslice.surgery.ops.slice_channels", watched)
+    return calls
+
+
+def test_in_place_holds_one_part_besides_the_old_weights(monkeypatch):
+    model = Wide()
+    graph = trace(model, torch.zeros(1, 64))
+    calls = in_place_parts(monkeypatch, model)
+    whole = sum(p.nbytes for p in model.parameters())
+    cut = plan(graph, keep={group.name: range(32) for group in graph.prunable})
+    cut.apply(model, inplace=True)
+    assert len(calls) > 4
+    # The first makes most; what is replaced is free when the next is made.
+    assert calls[0] == whole + 64 * 32 * 4
+    assert all(later < earlier for earlier, later in pairwise(calls))
+
+
+def test_out_of_memory_leaves_the_model_unchanged(monkeypatch):
+    model = Wide()
+    graph = trace(model, torch.zeros(1, 64))
+    before = snapshot(model)
+    in_place_parts(monkeypatch, model, fail_at=0)
+    cut = plan(graph, keep={group.name: range(32) for group in graph.prunable})
+    with pytest.raises(MemoryError):
+        cut.apply(model, inplace=True)
+    assert_unchanged(model, before)
+    assert [layer.out_features for layer in model] == [64] * 8

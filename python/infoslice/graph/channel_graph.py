@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,8 +19,7 @@ from infoslice.graph.walk import Role
 __all__ = ["ChannelGraph", "ChannelGroup", "ChannelSlice", "Signature", "SizeSlice"]
 
 
-@dataclass(frozen=True)
-class ChannelSlice:
+class ChannelSlice(NamedTuple):
     """One axis of one parameter or buffer and where the group's channels lie along it.
 
     ``module`` writes ("out"), reads ("in") or carries along ("follow") the channels with it. A tied
@@ -34,8 +33,7 @@ class ChannelSlice:
     role: Role
 
 
-@dataclass(frozen=True)
-class SizeSlice:
+class SizeSlice(NamedTuple):
     """A number a module keeps (``num_features``, ...) that shrinks with the group.
 
     Removing a channel takes ``index_map.run * index_map.repeat`` off it.

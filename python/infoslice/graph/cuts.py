@@ -59,12 +59,12 @@ def axis_cuts(
     Raises IndexError for an index map that does not fit its axis.
     """
     kept: list[Mask] = []
-    lying: dict[tuple[str, int], dict[tuple[int, IndexMap], None]] = {}
+    lying: dict[tuple[str, int], list[tuple[int, IndexMap]]] = {}
     for group in groups:
         if group.name in keep:
             for piece in group.slices:
-                where = lying.setdefault((piece.tensor, piece.axis), {})
-                where[len(kept), piece.index_map] = None
+                where = lying.setdefault((piece.tensor, piece.axis), [])
+                where.append((len(kept), piece.index_map))
             kept.append(_kept(keep[group.name], group.channels))
     known: dict[Any, Tensor] = {}
     return tuple(
@@ -90,12 +90,12 @@ def size_cuts(
 ) -> tuple[SizeCut, ...]:
     """The attributes of the modules of ``model`` that shrink with the groups in ``keep``."""
     kept: list[Mask] = []
-    lying: dict[tuple[str, str, int | None], dict[tuple[int, IndexMap], None]] = {}
+    lying: dict[tuple[str, str, int | None], list[tuple[int, IndexMap]]] = {}
     for group in groups:
         if group.name in keep:
             for piece in group.sizes:
                 place = (piece.module, piece.attribute, piece.position)
-                lying.setdefault(place, {})[len(kept), piece.index_map] = None
+                lying.setdefault(place, []).append((len(kept), piece.index_map))
             kept.append(_kept(keep[group.name], group.channels))
     known: dict[Any, Tensor] = {}
     cuts = []

@@ -501,7 +501,7 @@ class Wide(nn.Sequential):
 
 def in_place_parts(monkeypatch, model, fail_at=None):
     """Bytes of the model's tensors, old and new, at every call that makes new ones."""
-    monkeypatch.setattr("infoslice.surgery._BATCH", 1)
+    monkeypatch.setattr("infoslice.replacement._BATCH", 1)
     alive = [weakref.ref(tensor) for tensor in model.parameters()]
     calls = []
     slice_channels = ops.slice_channels
@@ -514,7 +514,7 @@ def in_place_parts(monkeypatch, model, fail_at=None):
         calls[-1] += sum(tensor.nbytes for tensor in made)
         return made
 
-    monkeypatch.setattr("infoslice.surgery.ops.slice_channels", watched)
+    monkeypatch.setattr("infoslice.replacement.ops.slice_channels", watched)
     return calls
 
 

@@ -7,6 +7,7 @@ same operators with the same constants, and every result must have the predicted
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -208,8 +209,7 @@ def _other_constant(
         if name in _CUTS and label in ("start", "end", "length", "split_size", "split_sizes"):
             continue  # where pieces begin and end is compared with the prediction
         told = name in _TOLD_SIZES
-        first, second = _constants(old, given, told), _constants(new, given_after, told)
-        if first is not second and repr(first) != repr(second):  # NaN is given as NaN
+        if not _same(_constants(old, given, told), _constants(new, given_after, told)):
             return f"{call_site(before)} is given {_shown(new)} instead of {_shown(old)}"
     return None
 
@@ -226,16 +226,33 @@ def _constants(value: Any, given: Mapping[Node, Given], told: bool) -> Any:
     return value
 
 
+def _same(first: Any, second: Any) -> bool:
+    """Equal and of the same type throughout: 1 is not True. NaN is given as NaN."""
+    if first is second:
+        return True
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, (tuple, list)):
+        return len(first) == len(second) and all(map(_same, first, second))
+    return repr(first) == repr(second)
+
+
 def _shown(value: Any) -> str:
     return f"the result of {call_site(value)}" if isinstance(value, Node) else str(value)
 
 
 def _arguments(node: Node) -> list[tuple[str, Any]]:
     """Names and values, with the defaults that the recording leaves out."""
+    given = node.args
     if not isinstance(node.target, torch._ops.OpOverload):
-        return [("", value) for value in (*node.args, *node.kwargs.values())]
-    given = list(node.args)
+        return [("", value) for value in (*given, *node.kwargs.values())]
     return [
-        (a.name, given[i] if i < len(given) else node.kwargs.get(a.name, a.default_value))
-        for i, a in enumerate(node.target._schema.arguments)
+        (name, given[i] if i < len(given) else node.kwargs.get(name, default))
+        for i, (name, default) in enumerate(_schema(node.target))
     ]
+
+
+@functools.cache
+def _schema(target: Any) -> list[tuple[str, Any]]:
+    """Names and defaults of the arguments of an operator."""
+    return [(a.name, a.default_value) for a in target._schema.arguments]

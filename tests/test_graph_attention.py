@@ -89,6 +89,7 @@ def test_heads(form, heads, kv_heads):
     small = sliced_is_silenced(model, x, plan(graph, keep=last))[0]
     assert small.q_proj.out_features == small.o_proj.in_features == WIDTH
     assert small.num_key_value_groups == 1
+    assert small.head_dim == WIDTH
 
 
 class Cache:
@@ -128,3 +129,36 @@ def test_tensors_returned_beside_the_result_are_outputs():
 
     model, x = network(lambda: Returned(4, 2, fused))
     assert not any(g.channels == 2 for g in trace(model, x).prunable if "k_proj" in g.producers)
+
+
+@pytest.mark.parametrize("name", ["encoder_last_hidden_state", "features"])
+def test_states_on_the_way_are_no_outputs_of_encoders_and_decoders(name):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder = nn.Linear(12, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            states = self.encoder(x)
+            return {"logits": self.decoder(states), name: states}
+
+    graph = trace(Both(), torch.randn(2, 12))
+    assert graph.group("encoder").prunable == (name != "features")
+
+
+def test_what_is_taken_for_its_shape_alone_couples_nothing():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.table, self.last = (
+                nn.Linear(12, 8), nn.Embedding(9, 8), nn.Linear(8, 3),
+            )  # fmt: skip
+
+        def forward(self, x):
+            x = self.first(x)
+            positions = x[:, :, -1]
+            return self.last(x + self.table(torch.arange(positions.shape[1])))
+
+    model, x = network(Positions)
+    graph = trace(model, x)
+    sliced_is_silenced(model, x, plan(graph, keep={"0.first": [0, 2, 5]}))

@@ -94,7 +94,7 @@ class _Recorder(SchemaCheckMode):
 
     def leave(self, result: Any) -> None:
         """The end: what the model returns."""
-        tensors = [self.node_of(t) for t in _tensors(result)]
+        tensors = [self.node_of(t) for t in _tensors(_results_alone(result))]
         self._append(Node("output", args=(tensors,)))
 
     def node_of(self, tensor: Tensor) -> Node:
@@ -192,6 +192,19 @@ def capture(shell: Shell, specs: Any) -> Capture:
         raise TraceError(_explain(recorder.modules[-1], error)) from error
     recorder.leave(result)
     return Capture(tuple(recorder.nodes), states, frozenset(recorder.constants))
+
+
+# What models of transformers return beside their results without being asked: states on the way.
+_STATES = frozenset(
+    ("past_key_values", "encoder_last_hidden_state", "text_model_output", "vision_model_output")
+)
+
+
+def _results_alone(result: Any) -> Any:
+    """The output without such states, if anything else is in it."""
+    if isinstance(result, Mapping) and not _STATES.issuperset(result):
+        return [value for name, value in result.items() if name not in _STATES]
+    return result
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

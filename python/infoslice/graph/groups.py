@@ -119,7 +119,7 @@ def _pin_what_no_map_can_say(walk: Walk) -> None:
 
 def _size_slices(walk: Walk, shell: nn.Module) -> dict[Atom, list[SizeSlice]]:
     """The module attributes that hold the length of a channel axis, by atom."""
-    known: dict[tuple[int, str, int | None], Dim] = {}
+    said: set[tuple[int, str, int | None]] = set()
     result: dict[Atom, list[SizeSlice]] = {}
     for use in walk.sizes:
         module = shell.get_submodule(use.module)
@@ -129,14 +129,16 @@ def _size_slices(walk: Walk, shell: nn.Module) -> dict[Atom, list[SizeSlice]]:
         if guessed and all(atom.reason for atom in atoms(use.dim)):
             continue  # an axis that stays as it is, of a length that happens to be the same
         key = (id(module), use.attribute, use.position)  # a module may have several paths
-        if key in known:
-            # Of several guesses the first is tried: heads come before their width.
-            if not guessed and list(atoms(known[key])) != list(atoms(use.dim)):
+        # Of several guesses the first is tried: heads come before their width. It stays the guess
+        # where the trial fails, since no other was tried.
+        first = walk.guesses.setdefault(key, use.dim)
+        if key in said or first is not use.dim:
+            if not guessed and list(atoms(first)) != list(atoms(use.dim)):
                 reason = f"'{use.module}' keeps one {use.attribute} for several groups"
-                pin(known[key], reason)
+                pin(first, reason)
                 pin(use.dim, reason)
             continue
-        known[key] = use.dim
+        said.add(key)
         for atom, index_map in index_maps(use.dim) or ():
             piece = SizeSlice(use.module, use.attribute, use.position, index_map)
             result.setdefault(atom, []).append(piece)

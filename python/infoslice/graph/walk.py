@@ -113,6 +113,8 @@ class Walk:
     first_read: dict[str, Dim] = field(default_factory=dict)  # by the first layer of a module
     # Pairs of axes that code may keep of one length; they become one where a smaller copy asks.
     ties: list[tuple[Dim, Dim]] = field(default_factory=list)
+    # What each attribute of a module (by its identity) is taken for.
+    guesses: dict[tuple[int, str, int | None], Dim] = field(default_factory=dict)
     # What can only be decided when all axes are known.
     at_end: list[Callable[[], None]] = field(default_factory=list)
     steps: list[tuple[Dim, int]] = field(default_factory=list)  # lengths that kernels want

@@ -1,0 +1,1 @@
+"""Adapters to other libraries; nothing else of the package imports them."""

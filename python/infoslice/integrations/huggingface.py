@@ -89,8 +89,8 @@ def update_config(model: PreTrainedModel, plan: PruningPlan) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
     if shapes != plan.new_shapes():
         raise ValueError(
-            "update_config: argument model: expected one that was cut by this plan, got "
-            f"{_difference(plan.new_shapes(), shapes)}"
+            "update_config: argument model: expected one that was cut by this plan, got one in "
+            f"which {_difference(plan.new_shapes(), shapes)}"
         )
     _adopt(model, *_solve("update_config", model, plan))
 
@@ -194,7 +194,9 @@ def _with_heads(kind: type, old: Any, config: Any) -> Iterator[Any]:
     for entry in _entries(config):
         before, after = (_value(_get(c, entry[:-1]), "hidden_size") for c in (old, config))
         heads = _get(config, entry)
-        if "head" in str(entry[-1]) and before != after and heads * after % before == 0:
+        if "head" not in str(entry[-1]) or type(before) is not int or before == after:
+            continue
+        if heads * after % before == 0:
             changed = _with(fewer, entry, heads * after // before)
             if _shapes(kind, changed) == shapes:
                 fewer = changed
@@ -445,19 +447,20 @@ def _same_model(function: str, model: Any, whole: Any, plan: PruningPlan) -> Non
     present = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
     if present not in (plan.shapes, plan.new_shapes()):
         raise ValueError(
-            f"{function}: argument model: expected the model of the plan, got "
+            f"{function}: argument model: expected the model of the plan, got one in which "
             f"{_difference(plan.shapes, present)}"
         )
     said = {name: tuple(tensor.shape) for name, tensor in named_tensors(whole)}
     if said != plan.shapes:
         raise ValueError(
             f"{function}: argument model: expected the config of the model before the cut, got one "
-            f"for which {_difference(plan.shapes, said)}"
+            f"of a model in which {_difference(plan.shapes, said)}; a model that is not what its "
+            f"config says (untied, resized, cut before) cannot be reloaded either"
         )
     if _ties(model) != _ties(whole):
         raise ValueError(
             f"{function}: argument model: expected tensors tied as its config says, got ties "
-            f"{_ties(model)} instead of {_ties(whole)}; set config.tie_word_embeddings"
+            f"{_ties(model)} instead of {_ties(whole)}"
         )
 
 
@@ -470,8 +473,13 @@ def _ties(model: nn.Module) -> dict[str, str]:
 
 
 def _difference(expected: Shapes, got: Shapes) -> str:
+    """The first name or shape that differs, as the end of a sentence."""
     name = next(n for n in {**expected, **got} if expected.get(n) != got.get(n))
-    return f"{name} has shape {got.get(name)} instead of {expected.get(name)}"
+    if name not in got:
+        return f"{name} is missing"
+    if name not in expected:
+        return f"there is {name}, which should not be"
+    return f"{name} has shape {got[name]} instead of {expected[name]}"
 
 
 def _adopt(model: nn.Module, whole: nn.Module, smaller: nn.Module) -> None:

@@ -90,6 +90,39 @@ def test_tensors_kept_in_lists_and_attributes(inplace):
     assert small.alias is small.b.weight
 
 
+class Caching(nn.Module):
+    """Keeps what it computes of its weights, as some vision transformers do in inference."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.scale = nn.Parameter(torch.rand(8) + 1)
+        self.scale_cache = {}
+        self.cache_sizes = {"a": 8}
+
+    def forward(self, x):
+        assert self.cache_sizes["a"] == 8
+        if self.training or "cpu" not in self.scale_cache:
+            self.scale_cache["cpu"] = self.scale.square()
+        return self.b(F.relu(self.a(x)) * self.scale_cache["cpu"])
+
+
+@pytest.mark.parametrize("filled", ["before", "between", "with gradients"])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_caches_are_left_behind(inplace, filled):
+    model, x = Caching().double().eval(), torch.randn(4, 6, dtype=torch.float64)
+    with torch.set_grad_enabled(filled == "with gradients"):
+        _ = model(x) if filled != "between" else None
+        graph = trace(model, x)
+        assert [group.name for group in graph.prunable] == ["a"]
+        model(x)
+    pruning = plan(graph, keep={"a": [1, 2, 6]})
+    twin = Caching().double().eval()
+    twin.load_state_dict(model.state_dict())
+    expected = silence(twin, pruning)(x)
+    assert_same(pruning.apply(model, inplace=inplace).model(x), expected, 1e-12)
+
+
 class Parameters(nn.Module):
     """In a list and in a dict, buffers that are not saved, and extra state."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from infoslice import ops
 from infoslice.graph.cuts import AxisCut
-from infoslice.graph.shell import copy_module, is_special, named_tensors
+from infoslice.graph.shell import caches, copy_module, is_special, named_tensors
 
 __all__ = ["Work", "batches", "copy_with", "like", "replace_tensors", "sliced"]
 
@@ -28,8 +28,10 @@ def replace_tensors(model: nn.Module, old: Sequence[Tensor], new: Sequence[Tenso
     """Put each tensor of ``new`` wherever ``model`` keeps that of ``old``; gradient hooks go along.
 
     Followed are parameters, buffers and attributes of all modules, and lists, tuples and dicts in
-    them; not tensors that other objects hold.
+    them; not tensors that other objects hold. What modules keep in caches is left behind.
     """
+    for module, name, _ in list(caches(model)):
+        setattr(module, name, {})
     _follow(model, {id(a): b for a, b in zip(old, new, strict=True)}, set())
     for before, after in zip(old, new, strict=True):
         if before._backward_hooks:
@@ -67,6 +69,7 @@ def copy_with(model: nn.Module, old: Sequence[Tensor], new: Sequence[Tensor]) ->
     computations (as old-style weight norm does).
     """
     memo: dict[int, Any] = {id(a): b for a, b in zip(old, new, strict=True)}
+    memo |= {id(cache): {} for _, _, cache in caches(model)}
     for _, tensor in named_tensors(model):
         if id(tensor) not in memo and not is_special(tensor):
             memo[id(tensor)] = like(tensor, tensor.detach().clone())

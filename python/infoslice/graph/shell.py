@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from infoslice.graph.metadata import fake
 
 __all__ = [
-    "Shell", "TensorSpec", "TraceError", "build_shell", "copy_module", "is_special",
+    "Shell", "TensorSpec", "TraceError", "build_shell", "caches", "copy_module", "is_special",
     "named_tensors", "specs_of",
 ]  # fmt: skip
 
@@ -71,6 +71,18 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
+def caches(model: nn.Module) -> Iterator[tuple[nn.Module, str, dict[Any, Tensor]]]:
+    """Tables of tensors that modules compute once and keep (module, attribute, table).
+
+    They are made anew when they are found empty, in the sizes that are then right.
+    """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            is_cache = "cache" in name and type(value) is dict and bool(value)
+            if is_cache and all(isinstance(item, Tensor) for item in value.values()):
+                yield module, name, value
+
+
 def is_special(tensor: Tensor) -> bool:
     """Sharded, quantised or otherwise more than a block of numbers."""
     plain = type(tensor) in (Tensor, nn.Parameter, FakeTensor)
@@ -112,6 +124,7 @@ def build_shell(
         if isinstance(tensor, nn.Parameter):
             made._is_param = True  # what nn.Parameter does to it
         memo[id(tensor)] = made
+    memo |= {id(cache): {} for _, _, cache in caches(model)}
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and id(value) not in memo:

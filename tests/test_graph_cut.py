@@ -171,6 +171,46 @@ def einsum(s, x):
     return s.head(torch.einsum("bhqk,bkhe->bqhe", weight, v).flatten(2).mean(1))
 
 
+def partly_residual(s, x):
+    """ReXNet: the shortcut is added to the first channels of a wider block."""
+    x, first = s.a(x), s.in_channels
+    y = s.b(x)
+    return pooled(s, torch.cat([y[:, :first] + x, y[:, first:]], 1))
+
+
+def by_sections(s, x):
+    """InceptionNeXt: pieces with sizes in a tuple go through depthwise convolutions."""
+    b, c, d = torch.split(s.a(x), s.split_indexes, 1)
+    return pooled(s, torch.cat([b, s.c(c), s.d(d)], 1))
+
+
+def with_attributes(forward, attributes, **modules):
+    made = Run(forward, **modules)
+    for name, value in attributes.items():
+        setattr(made, name, value)
+    return made
+
+
+def reduced_keys(s, x):
+    """PVT: keys and values from fewer tokens, the width of all heads taken from the input."""
+    n, c, h, w = x.shape
+    x = x.flatten(2).transpose(1, 2)
+    q = s.q(x).reshape(n, h * w, s.num_heads, c // s.num_heads).permute(0, 2, 1, 3)
+    y = s.r(x.permute(0, 2, 1).reshape(n, c, h, w)).reshape(n, c, -1).permute(0, 2, 1)
+    kv = s.kv(y).reshape(n, -1, 2, s.num_heads, c // s.num_heads).permute(2, 0, 3, 1, 4)
+    y = F.scaled_dot_product_attention(q, kv[0], kv[1])
+    return x + s.o(y.transpose(1, 2).reshape(n, h * w, c))
+
+
+def talking_heads(s, x):
+    """One number of heads for scores before and after layers that mix them."""
+    x = s.a(x).flatten(2).transpose(1, 2)
+    n, t, _ = x.shape
+    q, k, v = (f(x).view(n, t, s.num_heads, -1).transpose(1, 2) for f in (s.q, s.k, s.v))
+    scores = s.mix((q @ k.transpose(-2, -1)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return s.head((scores.softmax(-1) @ v).transpose(1, 2).reshape(n, t, -1).mean(1))
+
+
 def doubled(s, x):
     """Equalised learning rates: a layer multiplies its weight by a number in every forward."""
     return s.head(F.relu(F.conv2d(x, s.a.weight * 0.5, s.a.bias * 2)).mean((2, 3)))
@@ -289,6 +329,36 @@ FORMS = {
             a=Standardised(3, 7, 3), b=conv(7, 5), head=nn.Linear(5, 2),
         ),
         {"a": 7, "b": 5},
+    ),
+    "partly residual": (
+        lambda: with_attributes(
+            partly_residual, {"in_channels": 5}, a=conv(3, 5), b=conv(5, 12), head=nn.Linear(12, 2),
+        ),
+        {"a": 5, "b": 7},
+    ),
+    "by sections": (
+        lambda: with_attributes(
+            by_sections, {"split_indexes": (5, 3, 3)}, a=conv(3, 11), c=conv(3, 3, 3, groups=3),
+            d=conv(3, 3, 3, groups=3), head=nn.Linear(11, 2),
+        ),
+        {"a": 5, "a#2": 3, "a#3": 3},
+    ),
+    "reduced keys": (
+        lambda: Run(
+            lambda s, x: s.head(s.attention(s.a(x)).mean(1)), a=conv(3, 12), head=nn.Linear(12, 2),
+            attention=with_attributes(
+                reduced_keys, {"num_heads": 3}, q=nn.Linear(12, 12), r=nn.Conv2d(12, 12, 2, 2),
+                kv=nn.Linear(12, 24), o=nn.Linear(12, 12),
+            ),
+        ),
+        {"a": 3},
+    ),
+    "talking heads": (
+        lambda: with_attributes(
+            talking_heads, {"num_heads": 5}, a=conv(3, 7), q=nn.Linear(7, 10), k=nn.Linear(7, 10),
+            v=nn.Linear(7, 15), mix=nn.Linear(5, 5), head=nn.Linear(15, 2),
+        ),
+        {"a": 7, "q": 5, "v": 3},
     ),
     "weights times a number": (
         lambda: Run(doubled, a=conv(3, 7), head=nn.Linear(7, 2)), {"a": 7},

@@ -219,7 +219,14 @@ def unify(first: Dim, second: Dim, reason: str) -> None:
     elif isinstance(a, Prod) and isinstance(b, Prod):
         _align(a, b, list(a.factors), list(b.factors), reason, nested=True)
     else:
-        _give_up(a, b, reason)
+        laid, nested = (a, b) if isinstance(a, Sum) else (b, a)
+        assert isinstance(laid, Sum)
+        pieces = parts(nested, tuple(map(size, laid.parts)))
+        if pieces is None:
+            _give_up(a, b, reason)
+            return
+        for part, piece in zip(laid.parts, pieces, strict=True):
+            unify(part, piece, reason)
 
 
 def _give_up(a: Dim, b: Dim, reason: str) -> None:

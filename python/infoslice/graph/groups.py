@@ -12,7 +12,7 @@ from infoslice.graph.cuts import get_size
 from infoslice.graph.dims import Atom, Dim, atoms, index_maps, pin, resolve, size
 from infoslice.graph.index_map import IndexMap
 from infoslice.graph.kinds import kinds_of_channels
-from infoslice.graph.walk import GUESSED, MULTIPLIER, SPATIAL, Use, Walk
+from infoslice.graph.walk import MULTIPLIER, SPATIAL, Use, Walk
 
 __all__ = ["build_groups", "left_whole"]
 
@@ -119,30 +119,38 @@ def _pin_what_no_map_can_say(walk: Walk) -> None:
 
 def _size_slices(walk: Walk, shell: nn.Module) -> dict[Atom, list[SizeSlice]]:
     """The module attributes that hold the length of a channel axis, by atom."""
-    said: set[tuple[int, str, int | None]] = set()
+    decided = bool(walk.guesses)
     result: dict[Atom, list[SizeSlice]] = {}
     for use in walk.sizes:
         module = shell.get_submodule(use.module)
         if get_size(module, use.attribute, use.position) != size(use.dim):
             continue
-        guessed = use.attribute in GUESSED
-        if guessed and all(atom.reason for atom in atoms(use.dim)):
+        if use.guessed and not _free(use.dim):
             continue  # an axis that stays as it is, of a length that happens to be the same
         key = (id(module), use.attribute, use.position)  # a module may have several paths
         # Of several guesses the first is tried: heads come before their width. It stays the guess
         # where the trial fails, since no other was tried.
-        first = walk.guesses.setdefault(key, use.dim)
-        if key in said or first is not use.dim:
-            if not guessed and list(atoms(first)) != list(atoms(use.dim)):
-                reason = f"'{use.module}' keeps one {use.attribute} for several groups"
-                pin(first, reason)
-                pin(use.dim, reason)
+        first = walk.guesses.setdefault(key, use)
+        if not use.guessed and list(atoms(first.dim)) != list(atoms(use.dim)):
+            reason = f"'{use.module}' keeps one {use.attribute} for several groups"
+            pin(first.dim, reason)
+            pin(use.dim, reason)
+        elif use.guessed and not decided and _free(first.dim) != _free(use.dim):
+            if _free(first.dim) < _free(use.dim):
+                walk.guesses[key] = use
+            else:
+                walk.ties.append((first.dim, use.dim))
+    for use in walk.guesses.values():
+        if use.guessed and not _free(use.dim):
             continue
-        said.add(key)
         for atom, index_map in index_maps(use.dim) or ():
             piece = SizeSlice(use.module, use.attribute, use.position, index_map)
             result.setdefault(atom, []).append(piece)
     return result
+
+
+def _free(dim: Dim) -> set[Atom]:
+    return {atom for atom in atoms(dim) if atom.reason is None}
 
 
 def left_whole(

@@ -63,6 +63,7 @@ def _convolution(walk: Walk, node: Node, groups: Any, *, transposed: bool) -> Va
         walk.use(node, weight, 0, "follow")
         walk.size_attribute(node, "in_channels", x.dims[channel])
         walk.size_attribute(node, "groups", x.dims[channel])
+        walk.guess_sizes(node, ("channels",), x.dims[channel])
     else:
         # In every group the same inputs make the same outputs; whole groups may go too.
         c_out = shape_of(node)[channel] // groups

@@ -22,7 +22,19 @@ from infoslice.graph.dims import (
 )
 from infoslice.graph.recording import Node, argument, operator_name, shape_of, tensor_shapes
 from infoslice.graph.rules_norms import statistic
-from infoslice.graph.walk import CONFIG, HEADS, SPATIAL, WIDTHS, Result, Value, Walk, fresh, rule
+from infoslice.graph.walk import (
+    CONFIG,
+    HEADS,
+    PIECES,
+    SECTIONS,
+    SPATIAL,
+    WIDTHS,
+    Result,
+    Value,
+    Walk,
+    fresh,
+    rule,
+)
 
 __all__: list[str] = []
 
@@ -105,12 +117,13 @@ def _view(walk: Walk, node: Node) -> Result:
     free = [i for i, dim in enumerate(out) if any(atom.reason is None for atom in atoms(dim))]
     for i, dim in enumerate(out):
         if i < len(out) - 1:
-            walk.guess_sizes(node, HEADS, dim)
-        if i == len(out) - 1 or ([i] == free[-1:] and isinstance(dim, Prod)):
+            for part in dict.fromkeys((dim, *_factors(dim))):
+                walk.guess_sizes(node, HEADS, part)
+        if i == len(out) - 1 or [i] == free[-1:]:
             walk.guess_sizes(node, WIDTHS, dim)
-        walk.size_attribute(node, "shape", dim, i)
-        # Heads side by side: code may take their width from that of what the module reads.
-        if width is not None and isinstance(dim, Prod) and size(dim) == size(width):
+        walk.guess_sizes(node, ("shape",), dim, i)
+        # Code may take the width of all heads from that of what the module reads.
+        if width is not None and size(dim) == size(width):
             walk.ties.append((width, dim))
     long = [(axis, size(dim)) for axis, dim in zip(x.axes, x.dims, strict=False) if size(dim) > 1]
     if x.tensor is not None and [n for _, n in long] == [n for n in shape_of(node) if n > 1]:
@@ -332,11 +345,12 @@ def _slice(walk: Walk, node: Node) -> Result:
 
 def _sizes_of_pieces(walk: Walk, node: Node, pieces: Sequence[Dim]) -> None:
     """Where pieces begin may be told by the number of heads in them, or by their width."""
-    for piece in pieces:
+    for i, piece in enumerate(pieces):
+        walk.guess_sizes(node, SECTIONS, piece, i)
         factors = _factors(piece)
         for count in range(1, len(factors)):
             walk.guess_sizes(node, (*HEADS, *CONFIG), product(factors[:count]))
-        walk.guess_sizes(node, (*WIDTHS, *HEADS), piece)
+        walk.guess_sizes(node, (*PIECES, *WIDTHS, *HEADS), piece)
 
 
 @rule("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split",
@@ -350,6 +364,7 @@ def _split(walk: Walk, node: Node) -> Result:
         return _cut(walk, node, x, axis)
     walk.baked = True
     walk.at_end.append(functools.partial(_sizes_of_pieces, walk, node, pieces))
+    walk.guess_sizes(node, (*PIECES, *WIDTHS), x.dims[axis])  # or what half of it is
     if not isinstance(argument(node, 1, "split_size"), (list, tuple)) and len(set(lengths)) == 1:
         for piece in pieces[1:]:  # pieces of one length stay of one length
             walk.unify(node, pieces[0], piece)

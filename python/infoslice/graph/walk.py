@@ -33,15 +33,19 @@ num_heads n_heads num_attention_heads n_head nhead heads num_key_value_heads num
 """.split()
 WIDTHS = """
 all_head_size attn_dim inner_dim split_size hidden_size hidden_dim embed_dim intermediate_size
-val_dim val_attn_dim kdim vdim dim
+val_dim val_attn_dim kdim vdim dim dh nh_kd dim_head_v dim_head
 intermediate_dim kv_lora_rank v_head_dim time_step_rank conv_dim group_size head_dim
 """.split()
+# ... of the pieces that a tensor is split into, and in a tuple for all of them.
+PIECES = """
+width in_channels in_chs expand_chs dim_conv dim_untouched dim_conv3 pdim qk_dim key_dim d
+dim_out_qk dim_out_v dim_qk dim_v
+""".split()
+SECTIONS = ["split_indexes", "split_sizes", "split_dims", "sections"]
 # ... and the configuration that the modules of a model share; a module then gets one of its own.
 CONFIG = ["config.num_attention_heads", "config.num_key_value_heads"]
 EXPERTS = ["num_experts", "num_local_experts", "n_routed_experts"]
 REPEATS = ["num_key_value_groups", "n_rep"]  # heads that share one head of keys and values
-# Proved by a smaller copy, or left.
-GUESSED = frozenset((*HEADS, *WIDTHS, *CONFIG, *REPEATS, *EXPERTS, "shape"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +78,16 @@ class Use:
 
 @dataclass(frozen=True, eq=False)
 class SizeUse:
-    """A module may keep the length of ``dim`` in an attribute (at ``position`` of a tuple)."""
+    """A module may keep the length of ``dim`` in an attribute (at ``position`` of a tuple).
+
+    ``guessed``: by the name of the attribute; a smaller copy proves it, or all is left whole.
+    """
 
     module: str
     attribute: str
     position: int | None
     dim: Dim
+    guessed: bool = False
 
 
 Result = Value | tuple[Value | None, ...] | None
@@ -114,7 +122,7 @@ class Walk:
     # Pairs of axes that code may keep of one length; they become one where a smaller copy asks.
     ties: list[tuple[Dim, Dim]] = field(default_factory=list)
     # What each attribute of a module (by its identity) is taken for.
-    guesses: dict[tuple[int, str, int | None], Dim] = field(default_factory=dict)
+    guesses: dict[tuple[int, str, int | None], SizeUse] = field(default_factory=dict)
     # What can only be decided when all axes are known.
     at_end: list[Callable[[], None]] = field(default_factory=list)
     steps: list[tuple[Dim, int]] = field(default_factory=list)  # lengths that kernels want
@@ -247,10 +255,12 @@ class Walk:
                 found = True
         return found
 
-    def guess_sizes(self, node: Node, attributes: Sequence[str], dim: Dim) -> None:
-        """Names under which attention may keep ``dim``; a smaller copy proves it."""
+    def guess_sizes(
+        self, node: Node, attributes: Sequence[str], dim: Dim, position: int | None = None
+    ) -> None:
+        """Names under which the module may keep ``dim``; a smaller copy proves it."""
         for attribute in attributes:
-            self.size_attribute(node, attribute, dim)
+            self.sizes.append(SizeUse(node.module, attribute, position, dim, guessed=True))
 
     def unknown(self, node: Node, reason: str | None = None) -> Result:
         """Pin all axes of all tensors that go in and come out."""

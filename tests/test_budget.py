@@ -31,8 +31,9 @@ class Attention(nn.Module):
         q, k, v = (f(x).unflatten(-1, (-1, 3)).transpose(1, 2) for f in (self.q, self.k, self.v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         y = x + self.o(y.transpose(1, 2).flatten(2))
-        y = torch.einsum("bsi,eij,bte->bsj", y, self.experts, torch.softmax(y[..., :4], -1))
-        return self.out(y)
+        y = torch.einsum("BsI,eIj,Bte->Bsj", y, self.experts, torch.softmax(y[..., :4], -1))
+        y = self.out(y)
+        return torch.einsum("...ij,...kj->...ik", y, y) @ y
 
 
 class Recurrent(nn.Module):

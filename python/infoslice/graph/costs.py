@@ -257,14 +257,14 @@ def _einsum(
     lengths: dict[str, Dim] = {}
     for i, operand in enumerate(node.args[1]):
         shape = dims[operand][0]
-        dots = string.ascii_uppercase[: len(shape) - len(terms[i].replace("...", ""))][::-1]
+        dots = string.digits[: len(shape) - len(terms[i].replace("...", ""))][::-1]
         terms[i] = terms[i].replace("...", dots)
         for letter, dim in zip(terms[i], shape, strict=True):
             if letter not in lengths or size(lengths[letter]) == 1:
                 lengths[letter] = dim
     letters = "".join(terms)
     wanted = set(right if arrow else (letter for letter in letters if letters.count(letter) == 1))
-    wanted |= {letter for letter in letters if letter.isupper()}
+    wanted |= {letter for letter in letters if letter.isdigit()}
     held = set(terms[0])
     for i, term in enumerate(terms[1:], 2):
         here = wanted.union(*terms[i:])

@@ -72,6 +72,8 @@ class LatencyTable:
                 continue
             args, kwargs = pytree.tree_map_only(Node, shape, (node.args, node.kwargs))
             args = _follow(node, args, shape(node))
+            if operator_name(node) == "aten::repeat_interleave":
+                kwargs = {}  # the size of the result
             key = (node.target, *_hashable(args), *_hashable(kwargs))
             if key not in self._seconds:
                 self._seconds[key] = self._measure(node, args, kwargs)

@@ -47,6 +47,33 @@ def calls() -> list[tuple[Any, tuple[Any, ...]]]:
         elif name == "cat":
             listed += [(func, ([x, image(2, 3, 8, 5)], 1)), (func, ([c, c],)), (func, ([x, x], -1)),
                        (func, ([image(0), c],))]  # fmt: skip
+        elif name in ("reshape", "view"):
+            listed += [
+                (func, (x, shape))
+                for shape in (
+                    [2, 6, 40],
+                    [-1, 5],
+                    [12, -1, 4],
+                    list(x[1]),
+                    [7, -1],
+                    [-1, -1],
+                    [0, -1],
+                )
+            ]
+            listed += [(func, (image(-3, 4), [2, 6])), (func, (image(), [1, 1]))]
+        elif name == "flatten":
+            listed += [
+                (func, (x, *where)) for where in ((), (1,), (1, 2), (2, 2), (-2, -1), (3, 1))
+            ]
+            listed += [(func, (image(-3, 4),)), (func, (image(),)), (func, (image(4),))]
+        elif name == "transpose":
+            listed += [(func, (x, 1, -1)), (func, (x, 2, 2)), (func, (image(-3, 4), 0, 1)),
+                       (func, (x, 0, 4)), (func, (image(), 0, 0))]  # fmt: skip
+        elif name == "permute":
+            listed += [(func, (x, [0, 2, 3, 1])), (func, (x, [-1, 0, 1, 2])), (func, (x, [0, 1])),
+                       (func, (x, [0, 0, 1, 2])), (func, (image(-3, 4), [1, 0]))]  # fmt: skip
+        elif name == "dropout":
+            listed += [(func, (x, 0.5, False)), (func, (x, 0.5, True)), (func, (x, 0.0, True))]
         elif name.startswith("conv"):
             n = int(name[4])
             y, w = image(2, 6, *(9, 7, 8)[:n]), image(4, 3, *(3, 2, 3)[:n])
@@ -76,24 +103,31 @@ def form(tensor: Tensor) -> tuple[Any, ...]:
             tensor.dtype, tensor.device, tensor.requires_grad)  # fmt: skip
 
 
+def shares(first: Tensor, second: Tensor) -> bool:
+    return first.untyped_storage()._cdata == second.untyped_storage()._cdata
+
+
 @pytest.mark.parametrize(("func", "tree"), calls(), ids=str)
 def test_formula(func: Any, tree: Any) -> None:
     mode = FakeTensorMode()
     known = Results()
     for _ in range(2):  # by formula or by running it, then from memory
         with mode, torch.no_grad():
-            given = arguments(mode, tree)
+            original = arguments(mode, tree)
             try:
-                wanted = func(*given)
+                wanted = func(*original)
             except Exception as error:
                 with pytest.raises(type(error)):
-                    known.run(func, given, {})
+                    known.run(func, arguments(mode, tree), {})
                 continue
             given = arguments(mode, tree)
             found = known.run(func, given, {})
         assert form(found) == form(wanted)
-        if func._schema.name.endswith("_"):
-            assert found is given[0]
+        sources = [t for t in given if isinstance(t, Tensor)]
+        before = [t for t in original if isinstance(t, Tensor)]
+        for mine, same in zip(sources, before, strict=True):
+            assert (found is mine) == (wanted is same)
+            assert shares(found, mine) == shares(wanted, same)
 
 
 def test_results_are_remembered_with_their_memory() -> None:
@@ -110,7 +144,23 @@ def test_results_are_remembered_with_their_memory() -> None:
             assert first.untyped_storage()._cdata == x.untyped_storage()._cdata
             assert known.run(aten.max.dim, (x, 1), {})[1].dtype == torch.int64
             assert known.run(aten.dropout.default, (x, 0.5, False), {}) is x
-            assert known.hits == (0, 4)[round_]
+            assert known.hits == (2, 6)[round_]  # two follow formulas
+
+
+def test_a_view_of_two_arguments_in_one_memory_is_not_remembered() -> None:
+    mode = FakeTensorMode()
+    known = Results()
+
+    def both(x: Tensor, y: Tensor) -> None:
+        first, second = known.run(aten.broadcast_tensors.default, ([x, y],), {})
+        assert first.untyped_storage()._cdata == x.untyped_storage()._cdata
+        assert second.untyped_storage()._cdata == y.untyped_storage()._cdata
+
+    with mode, torch.no_grad():
+        whole = fake(mode, (2, 3), None, torch.float32, CPU)
+        both(whole[0], whole[1:])  # offsets 0 and 3 in one memory
+        both(fake(mode, (2, 3), None, torch.float32, CPU)[0],
+             fake(mode, (2, 3), None, torch.float32, CPU)[1:])  # fmt: skip
 
 
 def test_what_changes_an_argument_or_yields_a_number_is_run_every_time() -> None:
@@ -173,7 +223,7 @@ def test_what_is_remembered_is_bounded() -> None:
     with mode, torch.no_grad():
         for n in range(1, 30):
             known.run(aten.relu.default, (fake(mode, (n,), None, torch.float32, CPU),), {})
-    assert len(known) == 10
+            assert 1 <= len(known) <= 10
 
 
 def test_code_that_asks_for_the_device_is_told_the_true_one(

@@ -9,7 +9,7 @@ plain tensors under plain settings, runs as ever: :meth:`Results.run` gives what
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -67,13 +67,13 @@ _Result = _New | _View | int  # int: the tensor argument of that number itself
 class Results:
     """Results of operators on fake tensors, from what was seen before and from formulas.
 
-    ``capacity``: how many calls are remembered; the one not used for longest goes first.
+    ``capacity``: how many calls are remembered; when it is full all are forgotten.
     """
 
-    def __init__(self, capacity: int = 8192) -> None:
+    def __init__(self, capacity: int = 4096) -> None:
         self.capacity = capacity
         self.hits = 0
-        self._known: OrderedDict[Any, _Result | tuple[type, tuple[_Result, ...]]] = OrderedDict()
+        self._known: dict[Any, _Result | tuple[type, tuple[_Result, ...]]] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -91,9 +91,7 @@ class Results:
         key.append(_settings())
         signature = tuple(key)
         known = self._known.get(signature)
-        if known is not None:
-            self._known.move_to_end(signature)
-        else:
+        if known is None:
             formula = None if kwargs else _FORMULAS.get(func)
             known = formula(args, tensors) if formula is not None else None
             if known is not None:
@@ -112,9 +110,9 @@ class Results:
         return result
 
     def _remember(self, signature: Any, outcome: Any) -> None:
+        if len(self._known) >= self.capacity:
+            self._known.clear()
         self._known[signature] = outcome
-        if len(self._known) > self.capacity:
-            self._known.popitem(last=False)
 
 
 def _describe(values: Any, key: list[Any], tensors: list[Any]) -> bool:
@@ -205,14 +203,26 @@ def _one(result: Any, tensors: Sequence[Any]) -> _Result | None:
     for i, tensor in enumerate(tensors):
         if tensor is result:
             return i
-        if tensor.untyped_storage()._cdata == home._cdata:
-            if tensor.dtype != result.dtype:
-                return None
-            return _View(i, *form, int(result.storage_offset()), result.dtype, result.fake_device)
-    span = 1 + sum((n - 1) * s for n, s in zip(*form, strict=True)) if result.numel() else 0
-    if result.storage_offset() or home.nbytes() != span * result.dtype.itemsize:
+    sharing = [i for i, t in enumerate(tensors) if t.untyped_storage()._cdata == home._cdata]
+    if sharing:
+        source = tensors[sharing[0]]
+        begin, end = int(result.storage_offset()), int(result.storage_offset()) + _span(result)
+        # Of two arguments in one memory nobody knows which it is a view of.
+        if len(sharing) > 1 or source.dtype != result.dtype or begin < source.storage_offset():
+            return None
+        if end > source.storage_offset() + _span(source):
+            return None
+        return _View(sharing[0], *form, begin, result.dtype, result.fake_device)
+    if result.storage_offset() or home.nbytes() != _span(result) * result.dtype.itemsize:
         return None
     return _New(*form, result.dtype, result.fake_device)
+
+
+def _span(tensor: Any) -> int:
+    """Entries from the first to the last."""
+    if not tensor.numel():
+        return 0
+    return 1 + sum(int(n - 1) * int(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _make(one: _Result, tensors: Sequence[Any]) -> Any:
@@ -227,7 +237,7 @@ def _make(one: _Result, tensors: Sequence[Any]) -> Any:
     return FakeTensor(home.fake_mode, view, one.device)
 
 
-# ---- formulas: row-major tensors of one floating type on one device only
+# ---- formulas: for row-major tensors of one floating type on one device, unless views keep strides
 
 _Formula = Callable[[Sequence[Any], Sequence[Any]], _Result | None]
 
@@ -339,12 +349,68 @@ def _concatenation(args: Sequence[Any], tensors: Sequence[Any]) -> _New | None:
     return _new((*front, sum(t.shape[axis] for t in tensors), *behind), tensors)
 
 
+def _regrouped(x: Any, shape: Sequence[int]) -> _View | None:
+    """The entries of a row-major tensor in another shape; at most one -1, nothing empty."""
+    left = math.prod(n for n in shape if n != -1)
+    if min(shape, default=0) < -1 or left < 1 or x.numel() % left or not x.numel():
+        return None
+    whole = tuple(x.numel() // left if n == -1 else n for n in shape)
+    if shape.count(-1) > 1 or math.prod(whole) != x.numel():
+        return None
+    return _View(0, whole, _row_major(whole), x.storage_offset(), x.dtype, x.fake_device)
+
+
+def _reshape(args: Sequence[Any], tensors: Sequence[Any]) -> _View | None:
+    return _regrouped(args[0], args[1]) if _alike(tensors) else None
+
+
+def _flatten(args: Sequence[Any], tensors: Sequence[Any]) -> _View | None:
+    given: tuple[Any, ...] = (*args, *(0, -1)[len(args) - 1 :])
+    x, start, end = given
+    start, end = start % max(x.dim(), 1), end % max(x.dim(), 1)
+    if not _alike(tensors) or not start < end:
+        return None
+    return _regrouped(x, (*x.shape[:start], -1, *x.shape[end + 1 :]))
+
+
+def _reordered(x: Any, order: Sequence[int]) -> _View:
+    shape, stride = (tuple(given[i] for i in order) for given in (x.shape, x.stride()))
+    return _View(0, shape, stride, x.storage_offset(), x.dtype, x.fake_device)
+
+
+def _transpose(args: Sequence[Any], tensors: Sequence[Any]) -> _View | None:
+    x, first, second = args
+    if not x.dim() or not all(-x.dim() <= axis < x.dim() for axis in (first, second)):
+        return None
+    order = list(range(x.dim()))
+    order[first], order[second] = order[second], order[first]
+    return _reordered(x, order)
+
+
+def _permute(args: Sequence[Any], tensors: Sequence[Any]) -> _View | None:
+    x, axes = args
+    if any(not -x.dim() <= axis < x.dim() for axis in axes):
+        return None
+    order = [axis % x.dim() for axis in axes]
+    return _reordered(x, order) if sorted(order) == list(range(x.dim())) else None
+
+
+def _dropout(args: Sequence[Any], tensors: Sequence[Any]) -> int | None:
+    return 0 if args[2] is False else None
+
+
 _aten = torch.ops.aten
 _FORMULAS: dict[Any, _Formula] = {
     _aten.batch_norm.default: _batch_norm,
     _aten.layer_norm.default: _layer_norm,
     _aten.linear.default: _linear,
     _aten.cat.default: _concatenation,
+    _aten.reshape.default: _reshape,
+    _aten.view.default: _reshape,
+    _aten.flatten.using_ints: _flatten,
+    _aten.transpose.int: _transpose,
+    _aten.permute.default: _permute,
+    _aten.dropout.default: _dropout,
     **dict.fromkeys(
         (_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default), _convolution
     ),

@@ -243,6 +243,13 @@ FORMS = {
         lambda: Run(selected, a=nn.Linear(3, 7), b=nn.Linear(7, 5), head=nn.Linear(12, 2)),
         {"a": 7, "b": 5},
     ),
+    "select for its shape": (
+        lambda: Run(
+            lambda s, x: pooled(s, (h := s.a(x)) * len(h[:, -1])), a=conv(3, 7),
+            head=nn.Linear(7, 2),
+        ),
+        {"a": 7},
+    ),
     "grouped": (
         lambda: Run(
             lambda s, x: pooled(s, s.b(F.relu(s.a(x)))),

@@ -375,8 +375,9 @@ def _split(walk: Walk, node: Node) -> Result:
 def _select(walk: Walk, node: Node) -> Result:
     x = walk.tensor(node.args[0])
     axis = _axes(argument(node, 1, "dim", 0), len(x.dims))[0]
-    if node.users:  # else it was taken for its shape alone
+    if node.users:
         walk.pin([x.dims[axis]], f"{walk.where(node)} takes a part of the axis")
+    walk.baked = True  # taken for its shape alone: a smaller copy tells whether it still can be
     return Value(x.dims[:axis] + x.dims[axis + 1 :], x.tensor, x.axes[:axis] + x.axes[axis + 1 :])
 
 

@@ -111,7 +111,7 @@ FAMILIES = {
     "opt": ("OPTForCausalLM", OPT, [""],
             {"hidden_size": 16, "num_attention_heads": 2, "ffn_dim": 24}),
     "bert": ("BertForSequenceClassification", SMALL, MLP, {"intermediate_size": 24}),
-    "t5": ("T5ForConditionalGeneration", T5, [""], {"d_ff": 24, "num_heads": 2, "d_kv": 8}),
+    "t5": ("T5ForConditionalGeneration", T5, ["block"], {"d_ff": 24, "num_heads": 2, "d_kv": 8}),
     "whisper": ("WhisperForConditionalGeneration", WHISPER, MLP,
                 {"encoder_ffn_dim": 24, "decoder_ffn_dim": 20}),
     "vit": ("ViTForImageClassification", VIT, ["mlp", "attention"],
@@ -152,7 +152,8 @@ def test_cached_and_uncached_generation_agree():
         # Modelling code has no width of heads but hidden_size; it would need both cut alike.
         ("gpt2", ["attn"], r"c_attn.weight has shape \(32, 48\), where the nearest config gives"),
         ("opt", ["self_attn"], "leave whole model.decoder.layers.0.self_attn"),
-        # Embeddings are multiplied by sqrt(hidden_size).
+        # The width is in the numbers: embeddings or logits are scaled by its root.
+        ("t5", ["embed_tokens"], r"mul .* where the cut one calls mul"),
         ("gemma2", ["embed_tokens"], "embed_scale, which is not saved, has other values"),
     ],
 )
@@ -172,6 +173,15 @@ def test_widths_that_differ_between_layers_are_refused_where_the_config_has_one_
     first, second = (g.name for g in graph.prunable if "mlp" in g.name)
     plan = infoslice.plan(graph, keep={first: range(24), second: range(20)})
     with pytest.raises(ValueError, match=r"24 in layers 0, 20 in layers 1\); .*'uniform'"):
+        huggingface.plan_config(model, plan)
+
+
+def test_what_the_config_itself_forbids_is_refused_in_its_words():
+    model = build("llama", num_key_value_heads=4)
+    graph = infoslice.trace(model, (), example_kwargs=inputs(model))
+    heads = [g.name for g in graph.prunable if "self_attn" in g.name]
+    plan = infoslice.plan(graph, remove={name: [1] for name in heads})
+    with pytest.raises(ValueError, match=r"hidden size \(32\) is not a multiple .*save_pruned"):
         huggingface.plan_config(model, plan)
 
 
@@ -197,9 +207,9 @@ def test_a_config_of_the_right_shapes_that_computes_something_else_is_refused(mo
     def shorter_heads(kind, guess, target):
         config = copy.deepcopy(guess.config)
         config.head_dim, config.num_key_value_heads = 2, 4
-        return huggingface._Guess(config, target)
+        return guess._replace(config=config, shapes=target)
 
-    monkeypatch.setattr(huggingface, "_search", shorter_heads)
+    monkeypatch.setattr(huggingface, "search", shorter_heads)
     with pytest.raises(ValueError, match=r"inv_freq|scaling|calls"):
         huggingface.plan_config(model, plan)
 
@@ -262,7 +272,7 @@ def test_a_model_cut_in_place_trains_on_and_saves(tmp_path):
 
 def test_update_config_follows_a_model_cut_elsewhere(tmp_path):
     model = build("t5")
-    plan = halve(model, [""])
+    plan = halve(model, ["block"])
     with pytest.raises(ValueError, match="cut by this plan"):
         huggingface.update_config(model, plan)
     smaller = plan.apply(model).model

@@ -1,9 +1,8 @@
 """Hugging Face models: the config follows the cut, so that ``save_pretrained`` simply works.
 
-The new config is proposed and proved. Proposed: every integer of the config is doubled in turn, the
-class is built without weights, and the axes that grow say what the entry has to be for the planned
-shapes. Proved: what the class builds from the config, read back from its JSON, has exactly the
-names, ties and shapes of the cut model, the same buffers and numbers, and calls the same operators.
+The new config is proposed (config_search.py) and proved: what the class builds from it, once it is
+read back from its JSON, has exactly the names, ties and shapes of the cut model, the same buffers
+and numbers, and calls the same operators.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ import copy
 import json
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -26,6 +24,14 @@ from infoslice.graph.capture import Capture, capture
 from infoslice.graph.cuts import set_sizes, size_cuts
 from infoslice.graph.recording import Node, call_site
 from infoslice.graph.shell import TensorSpec, TraceError, build_shell, named_tensors
+from infoslice.integrations.config_search import (
+    Shapes,
+    is_config,
+    search,
+    starts,
+    with_heads,
+    wrong_axes,
+)
 from infoslice.replacement import copy_with, like
 from infoslice.surgery import PruningPlan, Surgery
 
@@ -34,13 +40,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = ["apply", "plan_config", "update_config"]
-
-Entry = tuple[str | int, ...]  # path of a config entry: ("text_config", "intermediate_size")
-Shapes = Mapping[str, tuple[int, ...]]
-Axis = tuple[str, int]
-
-# Surgery leaves the length of heads whole, so other entries explain an axis first.
-_HEAD_LENGTHS = ("head_dim", "head_size", "d_kv", "kv_channels")
 
 
 def plan_config(model: PreTrainedModel, plan: PruningPlan) -> PretrainedConfig:
@@ -98,11 +97,6 @@ def update_config(model: PreTrainedModel, plan: PruningPlan) -> None:
 # ---- propose
 
 
-class _Guess(NamedTuple):
-    config: Any
-    shapes: Shapes
-
-
 def _solve(function: str, model: Any, plan: PruningPlan) -> tuple[Any, Any]:
     """The class built, without weights, from the config as it is and as it has to be."""
     _refuse(function, model)
@@ -111,17 +105,17 @@ def _solve(function: str, model: Any, plan: PruningPlan) -> tuple[Any, Any]:
         _same_model(function, model, whole, plan)
         target = plan.new_shapes()
         reasons = []
-        for start in _starts(type(model), model.config, plan.shapes):
-            found = _search(type(model), start, target)
+        for start in starts(type(model), model.config, plan.shapes):
+            found = search(type(model), start, target)
             if found.shapes != target:
                 reasons.append(_unsaid(plan, found.shapes))
                 continue
-            for config in _with_heads(type(model), model.config, found.config):
+            for config in with_heads(type(model), model.config, found.config):
                 try:
                     smaller = _build(type(model), _reloaded(config))
                     _prove(model, whole, smaller, plan)
-                except ValueError as error:
-                    reasons.append(str(error))
+                except Exception as error:  # foreign classes refuse configs as they like
+                    reasons.append(" ".join(str(error).split()))
                 else:
                     return whole, smaller
     raise ValueError(
@@ -131,147 +125,14 @@ def _solve(function: str, model: Any, plan: PruningPlan) -> tuple[Any, Any]:
     )
 
 
-def _starts(kind: type, config: Any, shapes: Shapes) -> Iterator[_Guess]:
-    """The config as it is; then with an entry written out that modelling code derives if None.
-
-    The length of the heads that stay must not follow their number.
-    """
-    yield _Guess(copy.deepcopy(config), shapes)
-    for name in ("head_dim", "n_inner"):
-        explicit = copy.deepcopy(config)
-        for part in _parts(explicit):
-            width, heads = _value(part, "hidden_size"), _value(part, "num_attention_heads")
-            if type(width) is int and type(heads) is int and _value(part, name) is None:
-                setattr(part, name, width // heads if name == "head_dim" else 4 * width)
-        if _shapes(kind, explicit) == shapes:
-            yield _Guess(explicit, shapes)
-
-
-def _search(kind: type, guess: _Guess, target: Shapes) -> _Guess:
-    """Change one entry after the other while ever more axes become what they have to be."""
-    entries = list(_entries(guess.config))
-    late = {entry for entry in entries if str(entry[-1]).endswith(_HEAD_LENGTHS)}
-    for tried in ([entry for entry in entries if entry not in late], entries):
-        better: _Guess | None = guess
-        while better is not None and better.shapes != target:
-            guess = better
-            tried, better = _step(kind, guess, target, tried)
-        guess = better or guess
-    return guess
-
-
-def _step(
-    kind: type, guess: _Guess, target: Shapes, entries: Sequence[Entry]
-) -> tuple[list[Entry], _Guess | None]:
-    """The entries that bear on what is wrong, and the best single change; None if none helps."""
-    wrong = _wrong(guess.shapes, target)
-    bearing, votes = [], Counter[tuple[Entry, float]]()
-    for entry in entries:
-        value = _get(guess.config, entry)
-        doubled = _shapes(kind, _with(guess.config, entry, 2 * value))
-        grown = _wrong(guess.shapes, doubled) if doubled is not None else set()
-        if grown:
-            bearing.append(entry)
-        for name, axis in grown & wrong:
-            now = guess.shapes[name][axis]
-            needed = value + value * (target[name][axis] - now) / (
-                (doubled or {})[name][axis] - now
-            )
-            if needed > 0 and (type(value) is float or needed == int(needed)):
-                votes[entry, type(value)(needed)] += 1
-    for (entry, needed), _ in votes.most_common():
-        config = _with(guess.config, entry, needed)
-        shapes = _shapes(kind, config)
-        if shapes is not None and len(_wrong(shapes, target)) < len(wrong):
-            return bearing, _Guess(config, shapes)
-    return bearing, None
-
-
-def _with_heads(kind: type, old: Any, config: Any) -> Iterator[Any]:
-    """``config``; where the length of heads follows from the width, with fewer heads as well."""
-    yield config
-    fewer, shapes = config, _shapes(kind, config)
-    for entry in _entries(config):
-        before, after = (_value(_get(c, entry[:-1]), "hidden_size") for c in (old, config))
-        heads = _get(config, entry)
-        if "head" not in str(entry[-1]) or type(before) is not int or before == after:
-            continue
-        if heads * after % before == 0:
-            changed = _with(fewer, entry, heads * after // before)
-            if _shapes(kind, changed) == shapes:
-                fewer = changed
-    if fewer is not config:
-        yield fewer
-
-
-def _entries(config: Any) -> Iterator[Entry]:
-    """Paths of the numbers of a config, of its parts and its lists, that may be widths."""
-    for name, value in vars(config).items():
-        if name.startswith("_") or "token_id" in name:
-            continue
-        if type(value) is list:
-            yield from ((name, i) for i, item in enumerate(value) if _is_width(name, item))
-        elif _is_width(name, value):
-            yield (name,)
-        elif _is_config(value):
-            yield from ((name, *rest) for rest in _entries(value))
-
-
-def _is_width(name: str, value: Any) -> bool:
-    """Whether a size may follow from it: a number above zero, of floats only a ratio."""
-    is_number = type(value) is int or (type(value) is float and "ratio" in name)
-    return is_number and value > 0
-
-
-def _is_config(value: Any) -> bool:
-    return hasattr(value, "to_json_string") and hasattr(value, "model_type")
-
-
-def _parts(config: Any) -> Iterator[Any]:
-    """The config and those within it."""
-    yield config
-    for value in vars(config).values():
-        if _is_config(value):
-            yield from _parts(value)
-
-
-def _value(config: Any, name: str) -> Any:
-    """An entry under its standard name; None if there is none."""
-    return vars(config).get(config.attribute_map.get(name, name)) if _is_config(config) else None
-
-
-def _get(config: Any, entry: Entry) -> Any:
-    for key in entry:
-        config = config[key] if isinstance(key, int) else vars(config)[key]
-    return config
-
-
-def _with(config: Any, entry: Entry, value: float) -> Any:
-    """A copy with another value at ``entry``."""
-    made = copy.deepcopy(config)
-    holder = _get(made, entry[:-1])
-    if isinstance(entry[-1], int):
-        holder[entry[-1]] = value
-    else:
-        setattr(holder, entry[-1], value)
-    return made
-
-
-def _wrong(shapes: Shapes, target: Shapes) -> set[Axis]:
-    """The axes on which two models of the same names differ."""
-    return {
-        (name, axis)
-        for name, shape in shapes.items()
-        if name in target and len(target[name]) == len(shape)
-        for axis, length in enumerate(shape)
-        if length != target[name][axis]
-    }
-
-
 def _unsaid(plan: PruningPlan, shapes: Shapes) -> str:
     """The first tensor that no config says, which layers disagree on it, and the way round."""
     target = plan.new_shapes()
-    name, axis = min(_wrong(shapes, target), key=list(_places(target)).index)
+    wrong = wrong_axes(shapes, target)
+    if not wrong:
+        return f"in the model of the nearest config {_difference(target, shapes)}"
+    places = {name: i for i, name in enumerate(target)}
+    name, axis = min(wrong, key=lambda place: (places[place[0]], place[1]))
     text = f"{name} has shape {target[name]}, where the nearest config gives {shapes[name]}"
     widths: dict[int, list[str]] = {}
     pattern = _wildcard(name)
@@ -282,11 +143,9 @@ def _unsaid(plan: PruningPlan, shapes: Shapes) -> str:
         listed = ", ".join(f"{n} in layers {' '.join(where)}" for n, where in widths.items())
         return f"{text} ({listed}); cut all layers alike (allocation='uniform')"
     cut = [g.name for g in plan.groups if any((s.tensor, s.axis) == (name, axis) for s in g.slices)]
-    return f"{text}; leave whole {' and '.join(cut) or 'what shares the config entry'}"
-
-
-def _places(shapes: Shapes) -> Iterator[Axis]:
-    return ((name, axis) for name, shape in shapes.items() for axis in range(len(shape)))
+    if not cut:
+        return f"{text}: the plan leaves it as it is, but its width has no config entry of its own"
+    return f"{text}; leave whole {' and '.join(cut)}"
 
 
 def _wildcard(name: str) -> str:
@@ -371,7 +230,7 @@ def _choose_kernels(read: Any, config: Any) -> None:
     for name, value in vars(config).items():
         if name.endswith("_implementation_internal"):
             setattr(read, name, value)
-        elif _is_config(value):
+        elif is_config(value):
             _choose_kernels(getattr(read, name), value)
 
 
@@ -392,16 +251,6 @@ def _build(kind: type, config: Any) -> Any:
     """The model of ``config`` with weights on meta and its buffers computed."""
     with torch.random.fork_rng(devices=[]), _EmptyOnMeta():
         return kind(copy.deepcopy(config)).eval()
-
-
-def _shapes(kind: type, config: Any) -> Shapes | None:
-    """Names and shapes of what the class builds from ``config``; None if it refuses."""
-    try:
-        with torch.device("meta"):
-            built: nn.Module = kind(copy.deepcopy(config))
-    except Exception:  # whatever a foreign class raises for a config that makes no sense
-        return None
-    return {name: tuple(tensor.shape) for name, tensor in named_tensors(built)}
 
 
 @contextlib.contextmanager
@@ -487,5 +336,5 @@ def _adopt(model: nn.Module, whole: nn.Module, smaller: nn.Module) -> None:
     for path, module in model.named_modules():
         before, after = vars(whole.get_submodule(path)), vars(smaller.get_submodule(path))
         for name, value in after.items():
-            if _is_config(value) or (type(value) is int and value != before.get(name)):
+            if is_config(value) or (type(value) is int and value != before.get(name)):
                 setattr(module, name, value)

@@ -19,7 +19,7 @@ import infoslice
 from infoslice.graph import trace
 from infoslice.saving import load_pruned, save_pruned
 from infoslice.selection import select
-from infoslice.surgery import plan
+from infoslice.surgery import PruningPlan, plan
 from networks import MODELS, Inverted, Residual, Tied, inputs, make
 from oracle import assert_same, random_plan, silence
 
@@ -93,6 +93,22 @@ def test_grouped_query_attention_never_ends(shared):
     assert time.process_time() - started < 20
     assert {"embed", "up"} <= {group.name for group in graph.prunable}
     assert_exact(model, TOKENS, random_plan(graph, 3))
+
+
+def test_plans_say_what_is_cut():
+    """Heads and groups of heads are told from channels, from JSON too."""
+    model = LanguageModel()
+    graph = trace(model, TOKENS)
+    pruning = plan(graph, keep={group.name: [0] for group in graph.prunable})
+    again = PruningPlan.from_json(pruning.to_json())
+    assert again.explain() == pruning.explain()
+    assert [(g.kind, g.step) for g in again.groups] == [(g.kind, g.step) for g in pruning.groups]
+    heads = [group for group in graph.prunable if "head" in group.kind]
+    assert heads
+    for group in heads:
+        assert (
+            f"{group.name}: {group.channels} -> 1 channels, each a {group.kind}" in again.explain()
+        )
 
 
 def test_query_and_key_norms():

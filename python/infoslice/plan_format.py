@@ -35,6 +35,8 @@ def encode_groups(
             "consumers": list(group.consumers),
             "followers": list(group.followers),
             "renormalised": list(group.renormalised),
+            "kind": group.kind,
+            "step": group.step,
             "slices": [
                 {
                     "tensor": piece.tensor,
@@ -81,6 +83,8 @@ def decode_groups(listed: list[dict[str, Any]]) -> tuple[ChannelGroup, ...]:
                 for s in entry["sizes"]
             ),
             renormalised=tuple(entry["renormalised"]),
+            kind=entry.get("kind", "channel"),  # older files say neither
+            step=entry.get("step", 1),
         )
         for entry in listed
     )

@@ -245,7 +245,8 @@ class PruningPlan:
         lines = []
         for group in self.groups:
             left = self.keep[group.name].numel()
-            lines.append(f"{group.name}: {group.channels} -> {left} channels")
+            each = "" if group.kind == "channel" else f", each a {group.kind}"
+            lines.append(f"{group.name}: {group.channels} -> {left} channels{each}")
             for piece in group.slices:
                 length = self.shapes[piece.tensor][piece.axis]
                 change = f"{length} -> {lengths[piece.tensor, piece.axis]}"

@@ -18,11 +18,12 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from infoslice.graph.capture import _as_exported
 from infoslice.graph.dims import index_maps, size
 from infoslice.graph.recording import argument, operator_name
 from infoslice.surgery import plan
 
-NORMS = ("aten::layer_norm", "aten::rms_norm", "aten::group_norm", "aten::softmax")
+NORMS = ("aten::layer_norm", "aten::rms_norm", "aten::group_norm", "aten::softmax", "aten::topk")
 # Operators and the position of the axes among their arguments.
 STATISTICS = {
     "aten::mean": 1, "aten::sum": 1, "aten::var": 1, "aten::std": 1, "aten::var_mean": 1,
@@ -83,6 +84,9 @@ class KeptStatistics(SchemaCheckMode):
         if func._schema.name not in NORMS:
             return func(x, *rest, **kwargs)
         ((axis, left),) = kept.items()
+        if func._schema.name == "aten::topk":
+            values, positions = func(x, *rest, **kwargs)
+            return values, left[positions]
         if func._schema.name in ("aten::layer_norm", "aten::rms_norm"):
             rest[0] = [len(left)]
         rest = [r[left] if isinstance(r, torch.Tensor) else r for r in rest]
@@ -96,6 +100,8 @@ def reduced_axes(node, rank):
         return [1] if node.args[1] == 1 else []
     if operator_name(node) == "aten::softmax":
         return [argument(node, 1, "dim") % rank]
+    if operator_name(node) == "aten::topk":
+        return [argument(node, 2, "dim", -1) % rank]
     if operator_name(node) in NORMS:
         return [rank - 1] if len(node.args[1]) == 1 else []
     axes = argument(node, STATISTICS[operator_name(node)], "dim")
@@ -112,14 +118,9 @@ class Silenced(nn.Module):
         self.model, self.graph, self.pruning = model, graph, pruning
 
     def forward(self, *args, **kwargs):
-        mode, fused = KeptStatistics(self.graph, self.pruning), torch.backends.mha
-        before = fused.get_fastpath_enabled()
-        fused.set_fastpath_enabled(False)  # as it was recorded
-        try:
-            with enable_python_dispatcher(), mode:
-                result = self.model(*args, **kwargs)
-        finally:
-            fused.set_fastpath_enabled(before)
+        mode = KeptStatistics(self.graph, self.pruning)
+        with _as_exported(), enable_python_dispatcher(), mode:
+            result = self.model(*args, **kwargs)
         assert all(mode.seen[func] == len(calls) for func, calls in mode.calls.items())
         return result
 

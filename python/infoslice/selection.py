@@ -273,12 +273,19 @@ class _Meter:
     def least(self, options: Sequence[T], kept: Callable[[T], Counts]) -> T:
         """The first of the options, which remove ever more, that meets the budget.
 
-        Each takes a while to measure, and no better than a few per cent: latency tries every 64th.
+        Latency takes a while to measure, no better than a few per cent, so that 32 of them must do;
+        nor need it fall with every channel (kernels like some widths), so that all are then tried.
         """
+
+        def met(option: T) -> bool:
+            return not self.over(kept(option))
+
         if "latency" in self._limits:
-            stride = -(-len(options) // 64)
+            stride = -(-len(options) // 32)
             options = [*options[:-1:stride], options[-1]]
-        place = bisect.bisect_left(options, True, key=lambda option: not self.over(kept(option)))
+        place = bisect.bisect_left(options, True, key=met)
+        if place == len(options) and "latency" in self._limits:
+            place = next((i for i, option in enumerate(options) if met(option)), place)
         if place == len(options):
             listed = "; ".join(
                 f"at most {self._limits[cost]:,g} {cost}, got {value:,g} at the least"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -42,6 +43,8 @@ class LatencyTable:
         self.device = torch.device(next((d for d in devices if d != "cpu"), "cpu"))
         self.unmeasured: dict[str, str] = {}
         self._seconds: dict[Any, float] = {}
+        touched = sum(_bytes(node) for node in graph.signature.nodes if not _is_view(node))
+        self._block = torch.empty(min(touched, 1 << 24), dtype=torch.uint8)
 
     def __len__(self) -> int:
         return len(self._seconds)
@@ -68,7 +71,7 @@ class LatencyTable:
 
         total = 0.0
         for node in self._signature.nodes:
-            if node.op != "call_function" or _is_free(node):
+            if node.op != "call_function" or _is_view(node):
                 continue
             args, kwargs = pytree.tree_map_only(Node, shape, (node.args, node.kwargs))
             args = _follow(node, args, shape(node))
@@ -88,14 +91,21 @@ class LatencyTable:
 
         try:
             args, kwargs = pytree.tree_map_only(Shape, synthetic, (args, kwargs))
-            return _seconds(lambda: node.target(*args, **kwargs), self.device)
+            return _seconds(lambda: node.target(*args, **kwargs), self.device, self._block)
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
             self.unmeasured[operator_name(node)] = str(error).partition("\n")[0]
             return 0.0
 
 
-def _is_free(node: Node) -> bool:
+def _bytes(node: Node) -> int:
+    value = node.value
+    return math.prod(value.shape) * value.dtype.itemsize if isinstance(value, Shape) else 0
+
+
+def _is_view(node: Node) -> bool:
     """Whether the operator moves no data: views, and taking one of several results."""
+    if node.op != "call_function":
+        return False
     if not isinstance(node.target, torch._ops.OpOverload):
         return True
     aliases = [result.alias_info for result in node.target._schema.returns]
@@ -125,15 +135,15 @@ def _hashable(tree: Any) -> tuple[Any, ...]:
 
 
 @torch.no_grad()
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+def _seconds(call: Callable[[], Any], device: torch.device, block: Tensor) -> float:
     """Median seconds of a call, over at least 5 and at most 50 of them in about 50 ms.
 
     A CPU finds little of an operator's data in its fast caches, other operators having run since:
-    writing a block of 16 MiB before each call has the same effect. A device works behind the back
-    of its host: calls are queued ten at a time, and what lasts longer, queueing or work, counts.
+    writing a ``block`` as large as what they touch, but of 16 MiB at most, has the same effect. A
+    device works behind the back of its host: calls are queued ten at a time, and what lasts longer,
+    queueing or work, counts.
     """
     queued = 1 if device.type == "cpu" else 10
-    block = torch.empty(1 << 24 if device.type == "cpu" else 0, dtype=torch.uint8)
     taken: list[float] = []
     call()
     start = time.perf_counter()

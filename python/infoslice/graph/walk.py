@@ -33,7 +33,7 @@ num_heads n_heads num_attention_heads n_head nhead heads num_key_value_heads num
 """.split()
 WIDTHS = """
 all_head_size attn_dim inner_dim split_size hidden_size hidden_dim embed_dim intermediate_size
-val_dim val_attn_dim kdim vdim dim dh nh_kd dim_head_v dim_head
+val_dim val_attn_dim kdim vdim dim dim_out dh nh_kd dim_head_v dim_head
 intermediate_dim input_size kv_lora_rank v_head_dim time_step_rank conv_dim group_size head_dim
 """.split()
 # ... of the pieces that a tensor is split into, and in a tuple for all of them.

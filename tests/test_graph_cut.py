@@ -367,6 +367,13 @@ FORMS = {
         ),
         {"a": 7, "q": 5, "v": 3},
     ),
+    "unfolded and folded": (
+        lambda: Run(
+            lambda s, x: pooled(s, F.fold(s.b(F.unfold(s.a(x), 3)).relu(), (6, 6), 3)),
+            a=conv(3, 5), b=nn.Conv1d(45, 63, 1), head=nn.Linear(7, 2),
+        ),
+        {"a": 5, "b": 7},
+    ),
     "weights times a number": (
         lambda: Run(doubled, a=conv(3, 7), head=nn.Linear(7, 2)), {"a": 7},
     ),

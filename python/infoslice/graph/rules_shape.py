@@ -251,6 +251,26 @@ def _pixel_unshuffle(walk: Walk, node: Node) -> Result:
     return Value((*x.dims[:-3], out, *(Atom(n, SPATIAL) for n in shape_of(node)[-2:])))
 
 
+@rule("aten::im2col")
+def _im2col(walk: Walk, node: Node) -> Result:
+    """[N, C, H, W] becomes [N, C k, positions] for k places of the kernel."""
+    x, made = walk.tensor(node.args[0]), shape_of(node)
+    walk.pin(x.dims[-2:], SPATIAL)
+    patches = Prod((x.dims[-3], Atom(made[-2] // size(x.dims[-3]), SPATIAL)))
+    return Value((*x.dims[:-3], patches, Atom(made[-1], SPATIAL)))
+
+
+@rule("aten::col2im")
+def _col2im(walk: Walk, node: Node) -> Result:
+    """[N, C k, positions] becomes [N, C, H, W]."""
+    x, made = walk.tensor(node.args[0]), shape_of(node)
+    out = _factored(walk, node, x.dims[-2], (made[-3], size(x.dims[-2]) // made[-3]))
+    if out is None:
+        return walk.unknown(node)
+    walk.pin([out[1], x.dims[-1]], SPATIAL)
+    return Value((*x.dims[:-2], out[0], *(Atom(n, SPATIAL) for n in made[-2:])))
+
+
 # ---- joining
 
 

@@ -41,7 +41,7 @@ PIECES = """
 width in_channels in_chs expand_chs dim_conv dim_untouched dim_conv3 pdim qk_dim key_dim d
 dim_out_qk dim_out_v dim_qk dim_v
 """.split()
-SECTIONS = ["split_indexes", "split_sizes", "split_dims", "sections"]
+SECTIONS = ["split_indexes", "channel_splits", "split_sizes", "split_dims", "sections"]
 # ... and the configuration that the modules of a model share; a module then gets one of its own.
 CONFIG = ["config.num_attention_heads", "config.num_key_value_heads"]
 EXPERTS = ["num_experts", "num_local_experts", "n_routed_experts"]

@@ -21,7 +21,6 @@ from infoslice.graph.dims import (
     unify,
 )
 from infoslice.graph.recording import Node, argument, operator_name, shape_of, tensor_shapes
-from infoslice.graph.rules_norms import statistic
 from infoslice.graph.walk import (
     CONFIG,
     HEADS,
@@ -36,10 +35,10 @@ from infoslice.graph.walk import (
     rule,
 )
 
-__all__: list[str] = []
+__all__ = ["listed_axes"]
 
 
-def _axes(argument_: Any, rank: int) -> list[int]:
+def listed_axes(argument_: Any, rank: int) -> list[int]:
     """Axis numbers, non-negative; None or an empty list means all of them."""
     if argument_ is None or argument_ == []:
         return list(range(rank))
@@ -58,7 +57,7 @@ def _reorder(x: Value, order: Sequence[int]) -> Value:
 @rule("aten::permute")
 def _permute(walk: Walk, node: Node) -> Value:
     x = walk.tensor(node.args[0])
-    return _reorder(x, _axes(argument(node, 1, "dims"), len(x.dims)))
+    return _reorder(x, listed_axes(argument(node, 1, "dims"), len(x.dims)))
 
 
 @rule("aten::t", "aten::numpy_T", "aten::mT", "aten::adjoint", "aten::transpose", "aten::swapaxes",
@@ -72,7 +71,7 @@ def _transpose(walk: Walk, node: Node) -> Value:
     elif name in ("aten::mT", "aten::adjoint") or (name == "aten::t" and len(order) == 2):
         order[-2:] = order[:-3:-1]
     elif name != "aten::t":
-        i, j = _axes([argument(node, 1, "dim0"), argument(node, 2, "dim1")], len(order))
+        i, j = listed_axes([argument(node, 1, "dim0"), argument(node, 2, "dim1")], len(order))
         order[i], order[j] = order[j], order[i]
     return _reorder(x, order)
 
@@ -81,8 +80,8 @@ def _transpose(walk: Walk, node: Node) -> Value:
 def _movedim(walk: Walk, node: Node) -> Value:
     x = walk.tensor(node.args[0])
     rank = len(x.dims)
-    source = _axes(argument(node, 1, "source"), rank)
-    target = _axes(argument(node, 2, "destination"), rank)
+    source = listed_axes(argument(node, 1, "source"), rank)
+    target = listed_axes(argument(node, 2, "destination"), rank)
     place = dict(zip(target, source, strict=True))
     others = iter(i for i in range(rank) if i not in source)
     return _reorder(x, [place[i] if i in place else next(others) for i in range(rank)])
@@ -280,7 +279,7 @@ def _cat(walk: Walk, node: Node) -> Result:
     rank = len(shape_of(node))
     # An empty vector joins tensors of any rank and adds nothing: a cache begins as one.
     values = [value for value in values if list(map(size, value.dims)) != [0] or rank == 1]
-    axis = _axes(argument(node, 1, "dim", 0), rank)[0]
+    axis = listed_axes(argument(node, 1, "dim", 0), rank)[0]
     for value in values[1:]:
         for i in range(rank):
             if i != axis:
@@ -294,7 +293,7 @@ def _cat(walk: Walk, node: Node) -> Result:
 def _stack(walk: Walk, node: Node) -> Result:
     values = [walk.tensor(item) for item in node.args[0]]
     rank = len(shape_of(node))
-    axis = _axes(argument(node, 1, "dim", 0), rank)[0]
+    axis = listed_axes(argument(node, 1, "dim", 0), rank)[0]
     for value in values[1:]:
         for first, other in zip(values[0].dims, value.dims, strict=True):
             walk.unify(node, first, other)
@@ -344,7 +343,7 @@ def _with(x: Value, axis: int, dim: Dim) -> Value:
 @rule("aten::slice", "aten::narrow")
 def _slice(walk: Walk, node: Node) -> Result:
     x = walk.tensor(node.args[0])
-    axis = _axes(argument(node, 1, "dim", 0), len(x.dims))[0]
+    axis = listed_axes(argument(node, 1, "dim", 0), len(x.dims))[0]
     length, made = size(x.dims[axis]), shape_of(node)[axis]
     start = argument(node, 2, "start") or 0
     start = max(start + length, 0) if start < 0 else min(start, length)
@@ -377,7 +376,7 @@ def _sizes_of_pieces(walk: Walk, node: Node, pieces: Sequence[Dim]) -> None:
       "aten::unsafe_split", "aten::unsafe_chunk")  # fmt: skip
 def _split(walk: Walk, node: Node) -> Result:
     x = walk.tensor(node.args[0])
-    axis = _axes(argument(node, 2, "dim", 0), len(x.dims))[0]
+    axis = listed_axes(argument(node, 2, "dim", 0), len(x.dims))[0]
     lengths = [shape[axis] for shape in tensor_shapes(node.value)]
     pieces = parts(x.dims[axis], tuple(lengths)) if sum(lengths) == size(x.dims[axis]) else None
     if pieces is None:
@@ -394,7 +393,7 @@ def _split(walk: Walk, node: Node) -> Result:
 @rule("aten::select")
 def _select(walk: Walk, node: Node) -> Result:
     x = walk.tensor(node.args[0])
-    axis = _axes(argument(node, 1, "dim", 0), len(x.dims))[0]
+    axis = listed_axes(argument(node, 1, "dim", 0), len(x.dims))[0]
     if node.users:
         walk.pin([x.dims[axis]], f"{walk.where(node)} takes a part of the axis")
     walk.baked = True  # taken for its shape alone: a smaller copy tells whether it still can be
@@ -404,7 +403,7 @@ def _select(walk: Walk, node: Node) -> Result:
 @rule("aten::unbind")
 def _unbind(walk: Walk, node: Node) -> Result:
     x = walk.tensor(node.args[0])
-    axis = _axes(argument(node, 1, "dim", 0), len(x.dims))[0]
+    axis = listed_axes(argument(node, 1, "dim", 0), len(x.dims))[0]
     return _cut(walk, node, x, axis, drop=True)
 
 
@@ -413,100 +412,6 @@ def _flip(walk: Walk, node: Node) -> Value:
     x = walk.tensor(node.args[0])
     reason = f"{walk.where(node)} reverses the axis"
     dims = list(x.dims)
-    for axis in _axes(argument(node, 1, "dims"), len(dims)):
+    for axis in listed_axes(argument(node, 1, "dims"), len(dims)):
         walk.pin([dims[axis]], reason)
     return Value(tuple(dims))
-
-
-# ---- reductions: the reduced axes stay whole unless they are normalised, the others pass
-
-
-@rule("aten::mean", "aten::sum", "aten::amax", "aten::amin", "aten::max", "aten::min", "aten::prod",
-      "aten::var", "aten::std", "aten::logsumexp", "aten::argmax", "aten::argmin", "aten::norm",
-      "aten::linalg_vector_norm", "aten::var_mean", "aten::std_mean", "aten::any", "aten::all",
-      "aten::median")  # fmt: skip
-def _reduce(walk: Walk, node: Node) -> Result:
-    """``max(x, y)`` of two tensors is entrywise and left to its own name, ``maximum``."""
-    values = walk.inputs(node)
-    position = 2 if operator_name(node) in ("aten::norm", "aten::linalg_vector_norm") else 1
-    named = argument(node, position, "dim")
-    if len(values) != 1 or isinstance(named, str):
-        return walk.unknown(node)
-    if isinstance(named, bool):  # std(x, unbiased): no axis named
-        named = None
-    x = values[0]
-    rank = len(x.dims)
-    reduced = _axes(named, rank)
-    statistic(walk, node, [x.dims[axis] for axis in reduced])
-
-    def left(shape: tuple[int, ...]) -> Value:
-        if len(shape) == rank:
-            return Value(tuple(Atom(1) if i in reduced else d for i, d in enumerate(x.dims)))
-        return Value(tuple(d for i, d in enumerate(x.dims) if i not in reduced))
-
-    val = node.value
-    if isinstance(val, (tuple, list)):
-        return tuple(left(tuple(item.shape)) for item in val)
-    return left(tuple(val.shape))
-
-
-@rule("aten::log_softmax", "aten::_log_softmax", "aten::cumprod", "aten::glu",
-      "aten::roll")  # fmt: skip
-def _along_axis(walk: Walk, node: Node) -> Result:
-    """Operators that mix the entries along one axis, the last if none is named."""
-    name = operator_name(node)
-    x = walk.tensor(node.args[0])
-    position = 2 if name == "aten::roll" else 1
-    named = argument(node, position, "dims" if name == "aten::roll" else "dim")
-    if not x.dims or isinstance(named, str):
-        return walk.unknown(node)
-    if named is None and name != "aten::roll":
-        named = -1
-    axes = _axes(named, len(x.dims))
-    reason = f"{walk.where(node)} mixes the entries of the axis"
-    walk.pin([x.dims[axis] for axis in axes], reason)
-
-    def result(shape: tuple[int, ...]) -> Value:
-        return Value(
-            tuple(Atom(shape[i], reason) if i in axes else d for i, d in enumerate(x.dims))
-        )
-
-    val = node.value
-    if isinstance(val, (tuple, list)):
-        return tuple(result(tuple(item.shape)) for item in val)
-    return result(tuple(val.shape))
-
-
-# ---- pooling and resampling: trailing axes change, batch and channel axes pass
-
-
-def _trailing(walk: Walk, node: Node, *, count: int) -> Result:
-    x = walk.tensor(node.args[0])
-    walk.pin(x.dims[-count:], SPATIAL)
-    val = node.value
-    items = val if isinstance(val, (tuple, list)) else (val,)
-    made = tuple(
-        Value((*x.dims[:-count], *(Atom(n, SPATIAL) for n in item.shape[-count:])))
-        for item in items
-    )
-    return made if isinstance(val, (tuple, list)) else made[0]
-
-
-def _register_trailing() -> None:
-    for count in (1, 2, 3):
-        names = [
-            f"aten::{kind}{count}d"
-            for kind in (
-                "max_pool", "avg_pool", "adaptive_avg_pool", "_adaptive_avg_pool",
-                "adaptive_max_pool", "upsample_nearest_exact", "_upsample_nearest_exact",
-                "upsample_nearest",
-            )
-        ] + [f"aten::max_pool{count}d_with_indices"]  # fmt: skip
-        mode = {1: "upsample_linear1d", 2: "upsample_bilinear2d", 3: "upsample_trilinear3d"}[count]
-        names.append(f"aten::{mode}")
-        if count == 2:
-            names += ["aten::upsample_bicubic2d", "aten::_upsample_bilinear2d_aa"]
-        rule(*names)(functools.partial(_trailing, count=count))
-
-
-_register_trailing()

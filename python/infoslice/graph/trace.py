@@ -14,6 +14,7 @@ import infoslice.graph.rules_attention
 import infoslice.graph.rules_elementwise
 import infoslice.graph.rules_experts
 import infoslice.graph.rules_layers
+import infoslice.graph.rules_reductions
 import infoslice.graph.rules_shape  # noqa: F401  (importing registers the rules)
 from infoslice.graph.capture import Capture, capture
 from infoslice.graph.channel_graph import ChannelGraph, Signature

@@ -58,7 +58,8 @@ def plan_config(model: PreTrainedModel, plan: PruningPlan) -> PretrainedConfig:
             whose widths do; or the model is not what its own config or the plan says.
         TypeError: ``model`` is no PreTrainedModel, holds adapters, or is quantised.
     """
-    return _solve("plan_config", model, plan)[1].config
+    config: PretrainedConfig = _solve("plan_config", model, plan)[1].config
+    return config
 
 
 def apply(
@@ -256,10 +257,12 @@ def _build(kind: type, config: Any) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Configs that are only tried need no warnings."""
+    from logging import CRITICAL
+
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

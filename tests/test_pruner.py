@@ -85,6 +85,20 @@ def test_in_place_gives_the_same_model():
     assert torch.equal(model(example), result.model(example))
 
 
+def test_in_place_the_optimizer_goes_along():
+    model, x = networks.PlainCNN(), torch.randn(networks.PlainCNN.shape)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(x).square().mean().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="optimizer"):
+        infoslice.prune(model, x, optimizer=optimizer, **QUICK)
+    result = infoslice.prune(model, x, inplace=True, optimizer=optimizer, **QUICK)
+    assert result.model is model
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in model.parameters()}
+    assert all(optimizer.state[p]["exp_avg"].shape == p.shape for p in held)
+
+
 def test_the_refitted_model_is_the_silenced_one_without_its_zeros():
     """With data from a subspace, half of the channels carry everything: nothing is lost."""
     torch.manual_seed(1)

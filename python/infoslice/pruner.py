@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from infoslice.criteria import CRITERIA, Criterion
 from infoslice.graph import ChannelGraph, trace
@@ -63,6 +64,7 @@ def prune(
     ignored_layers: Iterable[str | nn.Module] = (),
     graph: ChannelGraph | None = None,
     inplace: bool = False,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     show_progress: bool = True,
 ) -> PruningResult:
     """Remove the channels of ``model`` that carry least information. Needs no data.
@@ -115,6 +117,8 @@ def prune(
         graph: of this model, from :func:`infoslice.trace`, to save tracing it again;
             ``ignored_layers`` is then that graph's.
         inplace: cut ``model`` itself; else it stays as it is.
+        optimizer: of ``model``, cut along with it; needs ``inplace``. See
+            :meth:`infoslice.PruningPlan.apply`.
         show_progress: bars on standard error, if that is a terminal.
 
     Returns:
@@ -126,6 +130,8 @@ def prune(
             returns anything but one finite number per channel. The model is then unchanged.
         TypeError: inputs of the wrong kind.
     """
+    if optimizer is not None and not inplace:
+        raise ValueError("prune: argument optimizer: expected None unless inplace is True")
     if pruning_ratio is None and budget is None:
         pruning_ratio = 0.5
     elif pruning_ratio is not None and budget is not None:
@@ -227,7 +233,7 @@ def prune(
         not_refitted=work.not_refitted,
     )
     if inplace:
-        cut.apply(model, inplace=True)
+        cut.apply(model, inplace=True, optimizer=optimizer)
         model.load_state_dict(smaller.model.state_dict())
         return PruningResult(model, cut, smaller.edits, report)
     return PruningResult(smaller.model, cut, smaller.edits, report)

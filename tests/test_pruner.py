@@ -262,12 +262,30 @@ class Functional(nn.Module):
         return torch.nn.functional.linear(self.a(x).relu(), self.b.weight, self.b.bias)
 
 
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return torch.nn.functional.conv2d(x, weight, self.bias)
+
+
+def test_a_layer_that_computes_its_weight_is_neither_measured_nor_refitted():
+    model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.ReLU(), Standardised(8, 6, 1), nn.ReLU(),
+                          nn.Conv2d(6, 2, 1))  # fmt: skip
+    x = torch.randn(2, 2, 3, 3)
+    result = infoslice.prune(model, x, **QUICK)
+    assert "is a Standardised" in result.report.left_whole["0"]
+    assert set(result.plan.keep) == {"2"}
+    result = infoslice.prune(model, x, criterion="l2_norm", **QUICK)
+    assert set(result.plan.keep) == {"0", "2"}
+    assert "forward of its own" in result.report.not_refitted["2"]
+
+
 @pytest.mark.parametrize("allocation", ["global", "uniform"])
 def test_only_criteria_that_read_statistics_need_measurable_layers(allocation):
     grouped = nn.Sequential(nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=2))
     x = torch.randn(1, 2, 3, 3)
     for model, given, reason in (
-        (grouped, x, "'2' is a Conv2d; linear layers and convolutions with groups=1"),
+        (grouped, x, "'2' is a Conv2d; torch's own linear layers and convolutions with groups=1"),
         (Functional(), torch.randn(2, 3), "the weight of 'b' is used by other code"),
     ):
         (group,) = infoslice.trace(model, given).prunable

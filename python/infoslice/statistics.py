@@ -26,6 +26,14 @@ __all__ = [
 
 Stream = Callable[[Tensor], Tensor]
 
+_FORWARDS = frozenset(
+    layer.forward
+    for layer in (
+        nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
+        nn.ConvTranspose3d,
+    )
+)  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -75,7 +83,12 @@ class Moments:
 
 
 def supported(layer: nn.Module) -> bool:
-    """Whether the input of ``layer`` can be measured: linear, or a convolution of one group."""
+    """Whether ``layer`` can be measured: linear, or a convolution of one group.
+
+    A class with a forward of its own may compute its weight from the parameter, or pad its input.
+    """
+    if type(layer).forward not in _FORWARDS:
+        return False
     return isinstance(layer, nn.Linear) or (isinstance(layer, _ConvNd) and layer.groups == 1)
 
 

@@ -105,8 +105,8 @@ class Workpiece:
         layer = self.pruned.get_submodule(name)
         if not supported(layer) or "weight" not in layer._parameters:
             return (
-                f"'{name}' is a {type(layer).__name__}; linear layers and convolutions with "
-                f"groups=1 can be measured"
+                f"'{name}' is a {type(layer).__name__}; torch's own linear layers and convolutions "
+                f"with groups=1 can be measured"
             )
         if name not in self._called:
             return f"the weight of '{name}' is used by other code than its own"
@@ -187,6 +187,8 @@ class Workpiece:
         refit_(layer, moments, kept, norm=cast(_BatchNorm, norm) if usable else None, ridge=ridge)
 
     def _not_refittable(self, name: str, layer: nn.Linear | _ConvNd) -> str:
+        if not supported(layer) and getattr(layer, "groups", 1) == 1:
+            return f"{type(layer).__name__}: it has a forward of its own"
         if not refittable(layer):
             groups = cast(_ConvNd, layer).groups
             kind = f"{groups} groups" if groups > 1 else "transposed"

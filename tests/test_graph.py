@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from infoslice.graph import IndexMap, TraceError, trace
-from infoslice.surgery import plan
+from infoslice.surgery import PruningPlan, plan
 from networks import MODELS, Block, Inverted, Run, inputs, make
 from oracle import assert_same, random_plan, silence
 
@@ -426,3 +426,29 @@ def test_wrong_arguments():
     uncopyable.file = (i for i in range(3))
     with pytest.raises(TraceError, match=r"that copy\.deepcopy can copy"):
         trace(uncopyable, image(2, 3))
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 4), nn.Linear(4, 2)
+
+    def encode(self, x, *, times=1):
+        return self.b(self.a(x).relu()) * times
+
+
+def test_a_model_used_in_another_way_than_by_its_forward():
+    model, x = Encoder(), torch.randn(2, 3)
+    with pytest.raises(TraceError):
+        trace(model, x)  # it has no forward at all
+    graph = trace(model, x, example_kwargs={"times": 3}, forward_fn=Encoder.encode)
+    assert {g.name for g in graph.prunable} == {"a"}
+    assert "not called" in graph.whole["c"]
+    pruning = plan(graph, keep={"a": [0, 2, 5]})
+    again = PruningPlan.from_json(pruning.to_json(), forward_fn=Encoder.encode)
+    with pytest.raises(ValueError, match="forward"):
+        PruningPlan.from_json(pruning.to_json()).apply(model)
+    for made in (pruning, again):
+        smaller = made.apply(model).model
+        expected = model.b(model.a(x).relu() * torch.tensor([1.0, 0, 1, 0, 0, 1]))
+        torch.testing.assert_close(smaller.encode(x), expected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -70,6 +70,7 @@ class PruningPlan:
     tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
     inputs: Any = field(repr=False)
     graph: ChannelGraph | None = field(default=None, repr=False)
+    forward_fn: Callable[..., Any] | None = field(default=None, repr=False)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -148,7 +149,7 @@ class PruningPlan:
         """
         graph = self.graph
         if graph is None:
-            graph = trace_specs(model, self.inputs)
+            graph = trace_specs(model, self.inputs, forward_fn=self.forward_fn)
             self._same_groups(graph)
         failing = failing_groups(graph, model, self.keep)
         if failing:
@@ -274,8 +275,11 @@ class PruningPlan:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> PruningPlan:
-        """Inverse of :meth:`to_json`. Raises ValueError for text that is no valid plan."""
+    def from_json(cls, text: str, *, forward_fn: Callable[..., Any] | None = None) -> PruningPlan:
+        """Inverse of :meth:`to_json`. Raises ValueError for text that is no valid plan.
+
+        ``forward_fn``: that of :func:`infoslice.trace`, if there was one; text cannot hold it.
+        """
         try:
             data = json.loads(text)
             if data["format"] != _FORMAT or data["version"] != _VERSION:
@@ -286,7 +290,7 @@ class PruningPlan:
                 for group, entry in zip(groups, data["groups"], strict=True)
             }
             tensors = decode_tensors(data["tensors"])
-            made = cls(keep, groups, tensors, decode_tree(data["inputs"]))
+            made = cls(keep, groups, tensors, decode_tree(data["inputs"]), forward_fn=forward_fn)
             _ = made.cuts  # index maps that do not fit the shapes fail here
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ValueError(
@@ -345,7 +349,7 @@ def plan(
     cut = {g.name: chosen[g.name] for g in graph.groups if g.name in chosen}
     cut = {name: left for name, left in cut.items() if left.numel() < known[name].channels}
     groups = tuple(group for group in graph.groups if group.name in cut)
-    return PruningPlan(cut, groups, graph.tensors, graph.inputs, graph)
+    return PruningPlan(cut, groups, graph.tensors, graph.inputs, graph, graph.forward_fn)
 
 
 def _same_names(present: Iterable[str], expected: Iterable[str]) -> None:

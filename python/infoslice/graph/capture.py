@@ -7,7 +7,7 @@ import logging
 import operator
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,8 +163,10 @@ def tensor_data() -> None:
     """Stands in a recording for a tensor that shares memory with another, nobody saw how."""
 
 
-def capture(shell: Shell, specs: Any) -> Capture:
+def capture(shell: Shell, specs: Any, forward_fn: Callable[..., Any] | None = None) -> Capture:
     """Record ``shell.module(*args, **kwargs)`` for ``specs = (args, kwargs)``.
+
+    Or ``forward_fn(shell.module, *args, **kwargs)``, where the model is used in another way.
 
     Raises TraceError naming the module whose forward failed, where that is known.
     """
@@ -181,7 +183,7 @@ def capture(shell: Shell, specs: Any) -> Capture:
             enable_python_dispatcher(),
             recorder,
         ):
-            result = shell.module(*args, **kwargs)
+            result = (forward_fn or nn.Module.__call__)(shell.module, *args, **kwargs)
     except DynamicOutputShapeException as error:
         place = f"module '{recorder.modules[-1]}'" if recorder.modules[-1] else "its own forward"
         raise TraceError(

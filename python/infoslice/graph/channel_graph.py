@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -129,6 +129,7 @@ class ChannelGraph:
     ``layers``: module paths that hold the weights in use, in execution order of the first call.
     ``whole``: module path -> reason, for everything left alone.
     ``tensors``: parameter and buffer name -> (shape, dtype), each tied tensor once.
+    ``inputs``, ``forward_fn``: with what the model was called, and how if not as usual.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -137,6 +138,7 @@ class ChannelGraph:
     tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
     inputs: Any = field(repr=False)
     signature: Signature = field(repr=False, compare=False)
+    forward_fn: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
 
     def group(self, name: str) -> ChannelGroup:
         """The group of that name. Raises ValueError if there is none."""

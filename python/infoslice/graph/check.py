@@ -73,7 +73,7 @@ def check_keep(graph: ChannelGraph, model: nn.Module, keep: Mapping[str, Tensor]
 
 def _run(graph: ChannelGraph, shell: Shell, kept: Mapping[Atom, int]) -> str | None:
     try:
-        pruned = capture(shell, graph.inputs)
+        pruned = capture(shell, graph.inputs, graph.forward_fn)
     except TraceError as error:
         cause = error.__cause__ or error
         return str(cause).strip().partition("\n")[0] or f"raises {type(cause).__name__}"

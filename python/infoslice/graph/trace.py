@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ def trace(
     example_inputs: Any,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
+    forward_fn: Callable[..., Any] | None = None,
     ignored_layers: Iterable[str | nn.Module] = (),
 ) -> ChannelGraph:
     """Find the groups of channels of ``model`` that can only be removed together.
@@ -56,6 +57,9 @@ def trace(
         example_inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword
             arguments. Only shapes, dtypes and devices are read.
         example_kwargs: further keyword arguments.
+        forward_fn: called as ``forward_fn(model, *args, **kwargs)`` in place of the model, where
+            it is used in another way (``Model.encode``, or several calls whose results matter).
+            It may be called on copies of the model and must use the one that it is given.
         ignored_layers: module paths or modules whose weights stay whole.
 
     Raises:
@@ -64,30 +68,33 @@ def trace(
         ValueError: an ignored layer is no module of the model.
     """
     specs = specs_of(_arguments(model, example_inputs, example_kwargs))
-    return trace_specs(model, specs, ignored_layers)
+    return trace_specs(model, specs, ignored_layers, forward_fn)
 
 
 @no_garbage_collection()
 def trace_specs(
-    model: nn.Module, specs: Any, ignored_layers: Iterable[str | nn.Module] = ()
+    model: nn.Module,
+    specs: Any,
+    ignored_layers: Iterable[str | nn.Module] = (),
+    forward_fn: Callable[..., Any] | None = None,
 ) -> ChannelGraph:
     """The same for ``specs = (args, kwargs)`` with a TensorSpec in place of every tensor."""
     refused = _refused(model, ignored_layers)
     shell = build_shell(model)
-    captured = capture(shell, specs)
+    captured = capture(shell, specs, forward_fn)
     walk = _walk(shell, captured, refused)
-    _pin_what_training_reads(walk, model, specs, refused)
-    graph = _graph(walk, captured, shell, specs, refused)
+    _pin_what_training_reads(walk, model, specs, refused, forward_fn)
+    graph = _graph(walk, captured, shell, specs, refused, forward_fn)
     if walk.baked:
         # Numbers reached an operator. A size that the code computed from its input follows a cut,
         # one that it spells out does not, and a scale should stay: running a smaller copy tells.
         failing = failing_groups(graph, shell.module, _fewer_channels(graph))
         if walk.tie({graph.signature.atoms[name] for name in failing}):
-            graph = _graph(walk, captured, shell, specs, refused)
+            graph = _graph(walk, captured, shell, specs, refused, forward_fn)
             failing = failing_groups(graph, shell.module, _fewer_channels(graph))
         for name, failure in failing.items():
             pin(graph.signature.atoms[name], f"a smaller copy does not run alike: {failure}")
-        graph = _graph(walk, captured, shell, specs, refused)
+        graph = _graph(walk, captured, shell, specs, refused, forward_fn)
     return graph
 
 
@@ -106,7 +113,12 @@ def _fewer_channels(graph: ChannelGraph) -> dict[str, Tensor]:
 
 
 def _graph(
-    walk: Walk, captured: Capture, shell: Shell, specs: Any, refused: Mapping[str, str]
+    walk: Walk,
+    captured: Capture,
+    shell: Shell,
+    specs: Any,
+    refused: Mapping[str, str],
+    forward_fn: Callable[..., Any] | None,
 ) -> ChannelGraph:
     groups, named = build_groups(walk, shell.module)
     dims = {node: _dims(result) for node, result in walk.values.items()}
@@ -119,6 +131,7 @@ def _graph(
         tensors={n: (tuple(t.shape), t.dtype) for n, t in named_tensors(shell.module)},
         inputs=specs,
         signature=Signature(captured.nodes, dims, dict(walk.starts), named, weights, parameters),
+        forward_fn=forward_fn,
     )
 
 
@@ -168,7 +181,11 @@ def _enter(
 
 
 def _pin_what_training_reads(
-    walk: Walk, model: nn.Module, specs: Any, refused: Mapping[str, str]
+    walk: Walk,
+    model: nn.Module,
+    specs: Any,
+    refused: Mapping[str, str],
+    forward_fn: Callable[..., Any] | None,
 ) -> None:
     """Leave whole what layers read that are called in training mode only (auxiliary heads).
 
@@ -182,7 +199,7 @@ def _pin_what_training_reads(
     doubled = pytree.tree_map_only(TensorSpec, TensorSpec.doubled, specs)
     for tried in (specs, doubled):
         with contextlib.suppress(TraceError):
-            captured = capture(shell, tried)
+            captured = capture(shell, tried, forward_fn)
             break
     else:
         return  # such a forward cannot be followed; ``whole`` names the layers not called

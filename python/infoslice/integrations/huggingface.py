@@ -191,8 +191,8 @@ def _prove_operators(model: Any, whole: Any, smaller: Any, plan: PruningPlan) ->
     cut = build_shell(_of_dtypes(whole, dtypes), plan.new_shapes())
     set_sizes(cut.module, size_cuts(plan.groups, plan.keep, whole))
     try:
-        expected = capture(cut, inputs)
-        got = capture(build_shell(_of_dtypes(smaller, dtypes)), inputs)
+        expected = capture(cut, inputs, plan.forward_fn)
+        got = capture(build_shell(_of_dtypes(smaller, dtypes)), inputs, plan.forward_fn)
     except TraceError as error:
         raise ValueError(f"the model of that config does not run: {error}") from error
     for before, after in zip(_calls(expected), _calls(got), strict=False):

@@ -139,6 +139,20 @@ def test_reloads_to_the_same_logits_and_generates(family, tmp_path):
         assert torch.equal(loaded.generate(**given, **how), smaller.generate(**given, **how))
 
 
+@pytest.mark.parametrize("family", ["llama", "t5", "vit"])
+def test_models_read_from_disk_are_cut_like_those_built_here(family, tmp_path):
+    build(family).save_pretrained(tmp_path / "whole")
+    model = type(build(family)).from_pretrained(tmp_path / "whole").eval()
+    smaller = huggingface.apply(model, halve(model, FAMILIES[family][2])).model
+    torch.manual_seed(1)
+    ours = logits(smaller)
+    loaded = reload(smaller, tmp_path / "smaller")
+    torch.manual_seed(1)
+    assert torch.allclose(logits(loaded), ours, atol=1e-6)
+    again = halve(loaded, FAMILIES[family][2])  # what was cut and read may be cut again
+    assert huggingface.plan_config(loaded, again) is not loaded.config
+
+
 def test_cached_and_uncached_generation_agree():
     smaller = huggingface.apply(build("llama"), halve(build("llama"), [""])).model
     how = {"max_new_tokens": 6, "do_sample": False}

@@ -221,18 +221,19 @@ def _of_dtypes(built: nn.Module, dtypes: Mapping[str, torch.dtype]) -> nn.Module
 
 
 def _reloaded(config: Any) -> Any:
-    """``config`` as it will be read from disk, with the kernels that were chosen here."""
+    """``config`` as it will be read from disk, with what is said by whoever reads it."""
     read = type(config).from_dict(json.loads(config.to_json_string()))
-    _choose_kernels(read, config)
+    _read_alike(read, config)
     return read
 
 
-def _choose_kernels(read: Any, config: Any) -> None:
+def _read_alike(read: Any, config: Any) -> None:
+    """The kernels chosen and the place read from; neither is written to disk."""
     for name, value in vars(config).items():
-        if name.endswith("_implementation_internal"):
+        if name.endswith("_implementation_internal") or name == "_name_or_path":
             setattr(read, name, value)
         elif is_config(value):
-            _choose_kernels(getattr(read, name), value)
+            _read_alike(getattr(read, name), value)
 
 
 # ---- models without weights

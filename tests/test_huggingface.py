@@ -317,6 +317,25 @@ def test_uniform_allocation_gives_every_layer_the_same_widths():
         assert {config.intermediate_size} == widths
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda m: setattr(m.model.layers[1].mlp, "act_fn", torch.nn.ReLU()), "act_fn is a ReLU"),
+        (lambda m: setattr(m.model.layers[1].self_attn, "scaling", 0.05), "scaling is 0.05"),
+        (lambda m: setattr(m.model.norm, "variance_epsilon", 0.5), "variance_epsilon is 0.5"),
+        (lambda m: m.model.rotary_emb.inv_freq.mul_(3), "inv_freq, which is not saved"),
+    ],
+)
+def test_models_changed_by_hand_are_refused(change, reason):
+    model = build("llama")
+    change(model)
+    plan = halve(model, MLP)
+    with pytest.raises(ValueError, match=reason):
+        huggingface.plan_config(model, plan)
+    with pytest.raises(ValueError, match=reason):
+        huggingface.update_config(plan.apply(model).model, plan)
+
+
 def test_models_that_are_not_plain_are_refused_by_name():
     model = build("llama")
     plan = halve(model, MLP)

@@ -315,6 +315,34 @@ def _same_model(function: str, model: Any, whole: Any, plan: PruningPlan) -> Non
             f"{function}: argument model: expected tensors tied as its config says, got ties "
             f"{_ties(model)} instead of {_ties(whole)}"
         )
+    changed = _changed_by_hand(model, whole)
+    if changed:
+        raise ValueError(
+            f"{function}: argument model: expected what its config says, got one in which "
+            f"{changed}: a reloaded model would not have it; say it in the config, or write the "
+            f"model with infoslice.save_pruned"
+        )
+
+
+def _changed_by_hand(model: nn.Module, whole: nn.Module) -> str:
+    """The first module, number or unsaved buffer that differs, for reasons other than a cut."""
+    for path, module in whole.named_modules():
+        present = model.get_submodule(path)
+        if type(present) is not type(module):
+            return f"{path} is a {type(present).__name__} instead of a {type(module).__name__}"
+        for name, value in vars(module).items():
+            is_setting = type(value) in (float, str) and not name.startswith("_")
+            if is_setting and vars(present).get(name) != value:
+                return f"{path}.{name} is {vars(present).get(name)} instead of {value}"
+    saved, here = whole.state_dict(), dict(model.named_buffers())
+    for name, buffer in whole.named_buffers():
+        given = here[name]
+        if name in saved or given.shape != buffer.shape or given.is_meta or buffer.is_meta:
+            continue
+        # A model that was once of half precision keeps its tables rounded.
+        if not torch.allclose(given.double().cpu(), buffer.double().cpu(), rtol=1e-2):
+            return f"the buffer {name}, which is not saved, has other values"
+    return ""
 
 
 def _ties(model: nn.Module) -> dict[str, str]:

@@ -23,7 +23,10 @@ from infoslice.graph.dims import index_maps, size
 from infoslice.graph.recording import argument, operator_name
 from infoslice.surgery import plan
 
-NORMS = ("aten::layer_norm", "aten::rms_norm", "aten::group_norm", "aten::softmax", "aten::topk")
+NORMS = (
+    "aten::layer_norm", "aten::rms_norm", "aten::group_norm", "aten::batch_norm", "aten::softmax",
+    "aten::topk",
+)  # fmt: skip
 # Operators and the position of the axes among their arguments.
 STATISTICS = {
     "aten::mean": 1, "aten::sum": 1, "aten::var": 1, "aten::std": 1, "aten::var_mean": 1,
@@ -60,7 +63,9 @@ class KeptStatistics(SchemaCheckMode):
 
     def __init__(self, graph, pruning):
         TorchDispatchMode.__init__(self, _dispatch_key=torch._C.DispatchKey.PreDispatch)
-        atoms = {graph.signature.atoms[name]: kept for name, kept in pruning.keep.items()}
+        # Of groups that do not say that they are normalised no statistic may be taken.
+        said = {group.name for group in pruning.groups if group.renormalised}
+        atoms = {graph.signature.atoms[name]: pruning.keep[name] for name in said}
         self.calls = {}
         self.seen = Counter()
         for node in graph.signature.nodes:
@@ -89,7 +94,8 @@ class KeptStatistics(SchemaCheckMode):
             return values, left[positions]
         if func._schema.name in ("aten::layer_norm", "aten::rms_norm"):
             rest[0] = [len(left)]
-        rest = [r[left] if isinstance(r, torch.Tensor) else r for r in rest]
+        if func._schema.name != "aten::batch_norm":  # that of a weight has a scale for each row
+            rest = [r[left] if isinstance(r, torch.Tensor) else r for r in rest]
         made = func(x, *rest, **kwargs)
         return made.new_zeros(args[0].shape).index_copy(axis, left, made)
 
@@ -98,6 +104,8 @@ def reduced_axes(node, rank):
     """Axes of the first argument over which a node takes a statistic."""
     if operator_name(node) == "aten::group_norm":
         return [1] if node.args[1] == 1 else []
+    if operator_name(node) == "aten::batch_norm":  # in training: of a weight, standardised
+        return [axis for axis in range(rank) if axis != 1 and argument(node, 5, "training")]
     if operator_name(node) == "aten::softmax":
         return [argument(node, 1, "dim") % rank]
     if operator_name(node) == "aten::topk":

@@ -14,7 +14,7 @@ atan sinh cosh tanh asinh acosh atanh erf erfc ceil floor round trunc frac sigmo
 add sub rsub mul div true_divide floor_divide remainder fmod pow float_power atan2 hypot maximum
 minimum fmax fmin addcmul addcdiv lerp where clamp clip clamp_min clamp_max
 eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not
-isnan isinf isfinite masked_fill fill copy
+isnan isinf isfinite masked_fill fill zero copy
 relu relu6 leaky_relu elu selu celu gelu silu mish hardtanh hardswish hardsigmoid hardshrink
 softshrink tanhshrink softplus softsign threshold log_sigmoid rrelu
 dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout

@@ -162,3 +162,47 @@ def test_what_is_taken_for_its_shape_alone_couples_nothing():
     model, x = network(Positions)
     graph = trace(model, x)
     sliced_is_silenced(model, x, plan(graph, keep={"0.first": [0, 2, 5]}))
+
+
+class Bias(nn.Module):
+    """A table of biases by distance, read by a method that is not forward."""
+
+    def __init__(self, length, heads):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(2 * length - 1, heads))
+        self.bias_shape = (length, length, heads)
+        places = torch.arange(length)
+        self.register_buffer("index", places[:, None] - places + length - 1)
+
+    def get_bias(self):
+        return self.table[self.index.view(-1)].view(self.bias_shape).permute(2, 0, 1)
+
+
+class Biased(nn.Module):
+    """Biases on the scores, and a bias of the keys that is zeroed in place before use."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads, self.bias = 6, Bias(5, 6)
+        self.qkv, self.proj = nn.Linear(12, 3 * 6 * WIDTH), nn.Linear(6 * WIDTH, 12)
+
+    def forward(self, x):
+        n, t, _ = x.shape
+        bias = self.qkv.bias.clone()
+        length = bias.numel() // 3
+        bias[length : 2 * length].zero_()
+        qkv = F.linear(x, self.qkv.weight, bias)
+        q, k, v = qkv.view(n, t, 3, self.num_heads, WIDTH).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.transpose(-2, -1) + self.bias.get_bias()).softmax(-1)
+        return self.proj((scores @ v).transpose(1, 2).reshape(n, t, -1))
+
+
+def test_biases_follow_the_heads():
+    model, x = network(Biased, lambda: nn.Linear(12, 3))
+    graph = trace(model, x)
+    assert graph.group("0.qkv").channels == 6
+    assert graph.group("0.qkv").prunable, graph.group("0.qkv").reason
+    small = sliced_is_silenced(model, x, plan(graph, keep={"0.qkv": [0, 2, 3, 5]}))
+    assert small[0].bias.bias_shape == (5, 5, 4)
+    assert small[0].bias.table.shape == (9, 4)
+    assert small[0].num_heads == 4

@@ -26,6 +26,7 @@ from infoslice.graph.walk import (
     HEADS,
     PIECES,
     SECTIONS,
+    SHAPES,
     SPATIAL,
     WIDTHS,
     Result,
@@ -120,7 +121,10 @@ def _view(walk: Walk, node: Node) -> Result:
                 walk.guess_sizes(node, HEADS, part)
         if i == len(out) - 1 or [i] == free[-1:]:
             walk.guess_sizes(node, WIDTHS, dim)
-        walk.guess_sizes(node, ("shape",), dim, i)
+        walk.guess_sizes(node, SHAPES, dim, i)
+        # Another method than forward may have been called of the module that holds the weight.
+        for tensor in x.sources or ():
+            walk.guess_sizes(node, SHAPES, dim, i, tensor.rpartition(".")[0])
         # Code may take the width of all heads from that of what the module reads.
         if width is not None and size(dim) == size(width):
             walk.ties.append((width, dim))

@@ -39,8 +39,9 @@ intermediate_dim input_size kv_lora_rank v_head_dim time_step_rank conv_dim grou
 # ... of the pieces that a tensor is split into, and in a tuple for all of them.
 PIECES = """
 width in_channels in_chs expand_chs dim_conv dim_untouched dim_conv3 pdim qk_dim key_dim d
-dim_out_qk dim_out_v dim_qk dim_v
+dim_out_qk dim_out_v dim_qk dim_v num_1x1_c
 """.split()
+SHAPES = ["shape", "bias_shape"]  # of a tensor, a tuple
 SECTIONS = ["split_indexes", "channel_splits", "split_sizes", "split_dims", "sections"]
 # ... and the configuration that the modules of a model share; a module then gets one of its own.
 CONFIG = ["config.num_attention_heads", "config.num_key_value_heads"]
@@ -256,11 +257,17 @@ class Walk:
         return found
 
     def guess_sizes(
-        self, node: Node, attributes: Sequence[str], dim: Dim, position: int | None = None
+        self,
+        node: Node,
+        attributes: Sequence[str],
+        dim: Dim,
+        position: int | None = None,
+        module: str | None = None,
     ) -> None:
         """Names under which the module may keep ``dim``; a smaller copy proves it."""
+        module = node.module if module is None else module
         for attribute in attributes:
-            self.sizes.append(SizeUse(node.module, attribute, position, dim, guessed=True))
+            self.sizes.append(SizeUse(module, attribute, position, dim, guessed=True))
 
     def unknown(self, node: Node, reason: str | None = None) -> Result:
         """Pin all axes of all tensors that go in and come out."""

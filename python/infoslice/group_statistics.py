@@ -60,6 +60,16 @@ class LayerStatistics:
     weight: Tensor
     variables: Tensor
 
+    @property
+    def mean(self) -> Tensor:
+        """Of X, float64 ``[d]``."""
+        return self.moments.mean_x
+
+    @property
+    def variance(self) -> Tensor:
+        """Of each variable of X, divided by n, float64 ``[d]``."""
+        return self.moments.covariance_x.diagonal()
+
     def covariances(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of X ``[d, d]``, between X and Y ``[d, m]``, and of Y ``[m, m]``, without noise.
 

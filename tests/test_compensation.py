@@ -100,10 +100,9 @@ def test_joint_moments_take_the_input_here_and_the_output_there():
         model.eval()(*x.args)
         hook.remove()
     expected = measure(pruned.get_submodule(name), seen["x"], seen["y"])
-    for once in (True, False):
-        got = joint_moments(pruned, original, name, x, batch_size=2, once=once)
-        torch.testing.assert_close(got.covariance_xy, expected.covariance_xy)
-        torch.testing.assert_close(got.mean_y, expected.mean_y)
+    got = joint_moments(pruned, original, name, x, batch_size=2)
+    torch.testing.assert_close(got.covariance_xy, expected.covariance_xy)
+    torch.testing.assert_close(got.mean_y, expected.mean_y)
 
 
 def test_following_names_the_norm_and_the_activation_and_stops_at_a_sum():
@@ -134,3 +133,73 @@ def test_layers_called_twice_have_no_single_follower():
     steps = following(infoslice.trace(Twice(), torch.zeros(2, 3)))
     assert "a" not in steps
     assert steps["b"] == ()  # its norm also serves another layer
+
+
+def _hidden():
+    """A network of 6 hidden channels; the last two follow from the others, up to a constant."""
+    model = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 4)).double()
+    with torch.no_grad():
+        model[0].weight[4:] = 0
+        model[0].weight[4] += model[0].weight[0] - model[0].weight[1]
+    return model, torch.randn(100, 3, dtype=torch.float64)
+
+
+def _keep_first_four(statistics, weights):
+    return torch.arange(6.0).flip(0)
+
+
+@pytest.mark.parametrize("how", ["least_squares", "sequential"])
+def test_what_others_determine_is_made_up_for(how):
+    model, x = _hidden()
+    result = infoslice.prune(
+        model, x[:1], data=x, criterion=_keep_first_four, pruning_ratio=1 / 3, compensation=how,
+        compensation_ridge=1e-12, show_progress=False,
+    )  # fmt: skip
+    assert result.model[0].weight.shape == (4, 3)
+    torch.testing.assert_close(result.model(x), model(x), rtol=1e-7, atol=1e-7)
+
+
+def test_the_bias_takes_the_means_of_what_is_gone_and_the_weights_stay():
+    model, x = _hidden()
+    result = infoslice.prune(
+        model, x[:1], data=x, criterion=_keep_first_four, pruning_ratio=1 / 3, compensation="bias",
+        show_progress=False,
+    )  # fmt: skip
+    old, new = model[1], result.model[1]
+    assert torch.equal(new.weight, old.weight[:, :4])
+    gone = model[0](x).mean(0)[4:]
+    torch.testing.assert_close(new.bias, old.bias + old.weight[:, 4:] @ gone)
+
+
+def test_batch_norm_statistics_are_those_of_the_smaller_network():
+    model = networks.PlainCNN().double().eval()
+    x = torch.randn(40, *networks.PlainCNN.shape[1:], dtype=torch.float64)
+    result = infoslice.prune(
+        model, x[:1], data=x, criterion="l2_norm", compensation="batch_norm", batch_size=16,
+        show_progress=False,
+    )  # fmt: skip
+    inputs = {}
+    norms = {n: m for n, m in result.model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    for name, norm in norms.items():
+        norm.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
+    result.model.eval()(x)
+    assert norms
+    for name, norm in norms.items():
+        torch.testing.assert_close(norm.running_mean, inputs[name].mean((0, 2, 3)))
+        torch.testing.assert_close(norm.running_var, inputs[name].var((0, 2, 3), correction=0))
+
+
+def test_layers_that_cannot_take_the_mean_are_named():
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4, bias=False))
+    result = infoslice.prune(
+        model, torch.randn(1, 3), criterion="l2_norm", compensation="bias", show_progress=False
+    )
+    assert "no bias" in result.report.not_refitted["2"]
+
+
+@pytest.mark.parametrize(
+    "given", ["some", ("bias", "sequential"), ("none", "bias"), ("batch_norm", "no")]
+)
+def test_compensations_that_exclude_each_other(given):
+    with pytest.raises(ValueError, match="prune: argument compensation"):
+        infoslice.prune(nn.Linear(2, 2), torch.randn(1, 2), compensation=given)

@@ -132,6 +132,11 @@ class GroupStatistics:
         return tuple(self._layer(name, "out") for name in self._group.producers)
 
     @property
+    def moments(self) -> Mapping[str, Moments]:
+        """Of every layer measured, by name."""
+        return self._moments()
+
+    @property
     def measured(self) -> bool:
         """Whether the consumers have been looked at."""
         return "consumers" in self.__dict__

@@ -20,12 +20,11 @@ from infoslice.progress import track
 from infoslice.report import Report, totals
 from infoslice.selection import Allocation, Budget, best, check_ratio, select
 from infoslice.surgery import Edit, PruningPlan, plan
-from infoslice.workpiece import Injection, Target, Workpiece
+from infoslice.workpiece import Compensation, Injection, Target, Workpiece
 
 __all__ = ["Compensation", "Perturbation", "PruningResult", "prune"]
 
 Perturbation = Literal["auto", "matched", "gaussian", "uniform"]
-Compensation = Literal["least_squares", "none"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +49,7 @@ def prune(
     allocation: Allocation = "global",
     max_pruning_ratio: float | None = None,
     round_to: int = 1,
-    compensation: Compensation = "least_squares",
+    compensation: Compensation | Sequence[Compensation] = "sequential",
     compensation_ridge: float = 1e-2,
     perturbation: Perturbation = "auto",
     data: Any = None,
@@ -96,7 +95,13 @@ def prune(
         max_pruning_ratio: at most this share of any one group; by default half-way from
             ``pruning_ratio`` to all of it.
         round_to: channels kept per group are rounded up to a multiple of this.
-        compensation: ``"least_squares"`` or ``"none"``.
+        compensation: what the layers left do about it; one of the first three, with or without
+            the last, or ``"none"``. ``"bias"``: the mean of what was removed goes into the bias of
+            the layers that read it. ``"least_squares"``: each of them is refitted to give the
+            original's outputs on the inputs left, in one shot from the statistics of the original.
+            ``"sequential"``: every layer behind the first cut is refitted, in order of execution,
+            to give on what the pruned and refitted layers before it pass on the outputs that the
+            original computes. ``"batch_norm"``: batch-norm statistics are taken anew.
         compensation_ridge: pull towards the old weights, see
             :func:`infoslice.compensation.refit_`.
         perturbation: ``"gaussian"`` or ``"uniform"`` noise of variance one; ``"matched"``: Gaussian
@@ -141,7 +146,6 @@ def prune(
             check_ratio("prune", name, ratio)
     for name, value, allowed in (
         ("allocation", allocation, get_args(Allocation)),
-        ("compensation", compensation, get_args(Compensation)),
         ("perturbation", perturbation, get_args(Perturbation)),
         ("injection", injection, get_args(Injection)),
         ("target", target, get_args(Target)),
@@ -157,6 +161,7 @@ def prune(
         raise ValueError(
             f"prune: argument compensation_ridge: expected > 0, got {compensation_ridge}"
         )
+    compensations = _compensations(compensation)
     scored_by = _criterion(criterion, criterion_options or {})
     if graph is None:
         graph = trace(model, example_inputs, ignored_layers=ignored_layers)
@@ -185,6 +190,8 @@ def prune(
         kind=kind,
         seed=seed,
         target=target,
+        compensation=compensations,
+        ridge=compensation_ridge,
         batch_size=batch_size,
         max_variables=max_variables,
     )
@@ -201,24 +208,24 @@ def prune(
     # The same share of each group does not depend on scores; a budget out of reach fails here.
     blank = {group.name: torch.zeros(group.channels) for group in graph.prunable}
     widths = {name: len(kept) for name, kept in chosen(blank).items()}
-    if allocation == "global":
-        groups = graph.prunable
-        statistics = work.statistics(groups)
-        scores = {g.name: work.score(g, statistics[g.name], scored_by) for g in groups}
-        keep = chosen({name: found for name, found in scores.items() if found is not None})
-        for group in groups:
-            if group.name in keep:
-                work.decide(group, keep[group.name], statistics[group.name])
-    for layer in track(graph.layers, "pruning layer by layer", show=show_progress):
-        for group in graph.prunable:
-            if allocation == "global" or layer not in group.consumers or group.name in work.seen:
-                continue
-            statistics = work.statistics([group])
-            found = work.score(group, statistics[group.name], scored_by)
-            if found is not None:
-                work.decide(group, best(found, widths[group.name]), statistics[group.name])
-        if compensation == "least_squares":
-            work.refit(layer, compensation_ridge)
+    with work:
+        if allocation == "global":
+            groups = graph.prunable
+            statistics = work.statistics(groups)
+            scores = {g.name: work.score(g, statistics[g.name], scored_by) for g in groups}
+            keep = chosen({name: found for name, found in scores.items() if found is not None})
+            for group in groups:
+                if group.name in keep:
+                    work.decide(group, keep[group.name], statistics[group.name])
+        for layer in track(graph.layers, "pruning layer by layer", show=show_progress):
+            for group in graph.prunable:
+                if layer not in group.consumers or group.name in work.seen:
+                    continue
+                here = work.statistics_at(group, layer)
+                found = work.score(group, here, scored_by)
+                if found is not None:
+                    work.decide(group, best(found, widths[group.name]), here)
+            work.visit(layer)
     cut = plan(graph, keep=work.keep)
     smaller = cut.apply(work.pruned, inplace=True)
     macs = [graph.costs.macs(), graph.costs.macs(cut.keep)]
@@ -237,6 +244,23 @@ def prune(
         model.load_state_dict(smaller.model.state_dict())
         return PruningResult(model, cut, smaller.edits, report)
     return PruningResult(smaller.model, cut, smaller.edits, report)
+
+
+def _compensations(given: Compensation | Sequence[Compensation]) -> frozenset[Compensation]:
+    names = (given,) if isinstance(given, str) else tuple(given)
+    allowed = get_args(Compensation)
+    fits = {"bias", "least_squares", "sequential"}
+    for name in names:
+        if name not in allowed:
+            raise ValueError(
+                f"prune: argument compensation: expected one of {allowed}, got {name!r}"
+            )
+    if len(fits.intersection(names)) > 1 or ("none" in names and len(names) > 1):
+        raise ValueError(
+            f"prune: argument compensation: expected at most one of {sorted(fits)}, and nothing "
+            f"beside 'none', got {names}"
+        )
+    return frozenset(names)
 
 
 def _criterion(criterion: str | Criterion, options: Mapping[str, Any]) -> Criterion:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Literal, cast
 
 import torch
@@ -11,18 +13,35 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from infoslice.compensation import joint_moments, refit_, refittable
+from infoslice.compensation import (
+    fold_mean_,
+    joint_moments,
+    linear_moments,
+    refit_,
+    refittable,
+    restate_,
+)
 from infoslice.criteria import Criterion
 from infoslice.graph import ChannelGraph, ChannelGroup
 from infoslice.graph.following import Step
 from infoslice.group_statistics import GroupStatistics, LayerStatistics, filters
+from infoslice.lockstep import Lockstep
 from infoslice.perturbation import Inputs, Kind, noise
 from infoslice.report import LayerReport
-from infoslice.statistics import Moments, collect, supported, variables, variables_per_channel
+from infoslice.statistics import (
+    Moments,
+    collect,
+    measure,
+    supported,
+    variables,
+    variables_per_channel,
+    weight_matrix,
+)
 from infoslice.surgery import PruningPlan
 
-__all__ = ["Injection", "Target", "Workpiece"]
+__all__ = ["Compensation", "Injection", "Target", "Workpiece"]
 
+Compensation = Literal["none", "bias", "least_squares", "sequential", "batch_norm"]
 Injection = Literal["input", "layer"]
 Target = Literal["pre", "post"]
 
@@ -32,10 +51,12 @@ class NotMeasuredError(Exception):
 
 
 class Workpiece:
-    """A network while it is being pruned.
+    """A network while it is being pruned. A context manager.
 
     ``pruned`` keeps its full size until the end: channels that were decided against are silenced by
-    zeroing the weights that read them, which gives the outputs of the smaller network.
+    zeroing the weights that read them, which gives the outputs of the smaller network. The layers
+    are to be visited in the order of execution: the forwards of all batches stand at the layer that
+    is visited, in the pruned network and in the original.
     """
 
     def __init__(
@@ -50,19 +71,43 @@ class Workpiece:
         kind: Kind,
         seed: int,
         target: Target,
+        compensation: frozenset[Compensation],
+        ridge: float,
         batch_size: int,
         max_variables: int,
     ) -> None:
         self.graph, self.original, self.pruned = graph, original, pruned
         self.inputs, self.steps, self.target = inputs, steps, target
         self.injection, self.kind, self.seed = injection, kind, seed
+        self.compensation, self.ridge = compensation, ridge
         self.batch_size, self.max_variables = batch_size, max_variables
         self.keep: dict[str, Tensor] = {}
         self.seen: set[str] = set()
         self.left_whole: dict[str, str] = {}
         self.not_refitted: dict[str, str] = {}
-        self._called = {n.module for n in graph.signature.nodes if n.op == "call_function"}
+        calls = [node for node in graph.signature.nodes if node.op == "call_function"]
+        self._called = {node.module for node in calls}
+        self._norm_calls = Counter(n.module for n in calls if "batch_norm" in str(n.target))
         self._known: list[tuple[ChannelGroup, GroupStatistics]] = []
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Workpiece:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    @cached_property
+    def _in_pruned(self) -> Lockstep:
+        return self._lockstep(self.pruned, after=False)
+
+    @cached_property
+    def _in_original(self) -> Lockstep:
+        return self._lockstep(self.original, after=True)
+
+    def _lockstep(self, model: nn.Module, *, after: bool) -> Lockstep:
+        batches = self.inputs().batches(self.batch_size)
+        return self._open.enter_context(Lockstep(model, batches, self.graph.layers, after=after))
 
     def statistics(self, groups: Sequence[ChannelGroup]) -> dict[str, GroupStatistics]:
         """Of groups, on what the network pruned so far passes on; measured when first read."""
@@ -75,6 +120,32 @@ class Workpiece:
             return _Known(self._collect(measured), reasons)
 
         return {g.name: GroupStatistics(g, self.pruned, moments) for g in groups}
+
+    def statistics_at(self, group: ChannelGroup, name: str) -> GroupStatistics:
+        """Of a group, when layer ``name``, the first that reads it, is visited.
+
+        If no other layer reads the group, what this one is about to read tells all: the network is
+        not run again unless a criterion asks for more.
+        """
+        again = self.statistics([group])[group.name]
+        alone = group.consumers == (name,) and name in self.steps and self.injection == "input"
+        if not alone or self._not_measurable(name):
+            return again
+
+        @cache
+        def moments() -> Mapping[str, Moments]:
+            layer = self.pruned.get_submodule(name)
+            total: Moments | None = None
+            for x in self._in_pruned.at(name):
+                y = None
+                if self.target == "post" and not isinstance(layer, _ConvTransposeNd):
+                    y = self._activate(self.steps[name], cast(Tensor, layer.forward(x)))
+                found = measure(layer, x, y)
+                total = found if total is None else total.merge(found)
+            assert total is not None  # Inputs hold at least one batch
+            return _Here({name: total}, again)
+
+        return GroupStatistics(group, self.pruned, moments)
 
     def _collect(self, layers: list[str]) -> dict[str, Moments]:
         outputs = {}
@@ -157,13 +228,24 @@ class Workpiece:
                     places = piece.index_map.indices(removed.nonzero().flatten())
                     tensor.index_fill_(piece.axis, places.to(tensor.device), 0)
 
-    def refit(self, name: str, ridge: float) -> None:
-        """Refit one layer, if anything before it was cut and nothing speaks against it."""
+    def visit(self, name: str) -> None:
+        """Compensate at one layer, if anything before it was cut and nothing speaks against it."""
         if not self.keep:
             return
         layer = self.pruned.get_submodule(name)
+        if isinstance(layer, _BatchNorm):
+            if "batch_norm" in self.compensation and layer.running_mean is not None:
+                if self._norm_calls[name] == 1:
+                    restate_(layer, self._in_pruned.at(name))
+                else:
+                    self.not_refitted[name] = "its statistics are those of several calls"
+            return
+        how = self.compensation
+        after_cut = any(name in g.consumers and g.name in self.keep for g, _ in self._known)
+        if "sequential" not in how and not (after_cut and how & {"bias", "least_squares"}):
+            return
         if not isinstance(layer, (nn.Linear, _ConvNd)):
-            if any(name in g.consumers and g.name in self.keep for g, _ in self._known):
+            if after_cut:
                 self.not_refitted[name] = (
                     f"{type(layer).__name__}: linear layers and convolutions can be refitted"
                 )
@@ -172,19 +254,45 @@ class Workpiece:
         if why:
             self.not_refitted[name] = why
             return
-        moments = joint_moments(
-            self.pruned,
-            self.original,
-            name,
-            self.inputs(),
-            batch_size=self.batch_size,
-            once=name in self.steps,
-        )
         first = self.steps.get(name, ())[:1]
-        norm = self.pruned.get_submodule(first[0].module) if first and first[0].is_norm else None
-        usable = isinstance(norm, _BatchNorm) and norm.running_mean is not None
+        found = self.pruned.get_submodule(first[0].module) if first and first[0].is_norm else None
+        usable = isinstance(found, _BatchNorm) and found.running_mean is not None
+        norm = cast(_BatchNorm, found) if usable else None
         kept = self._kept_variables(name, layer)
-        refit_(layer, moments, kept, norm=cast(_BatchNorm, norm) if usable else None, ridge=ridge)
+        if "sequential" in how:
+            refit_(layer, self._joint(name), kept, norm=norm, ridge=self.ridge)
+            return
+        own = self._of_original[name]
+        before = self.original.get_submodule(name)
+        if "least_squares" in how:
+            refit_(layer, linear_moments(before, own), kept, norm=norm, ridge=self.ridge)
+            return
+        removed = torch.ones(len(own.mean_x), dtype=torch.bool)
+        removed[kept] = False
+        gone = removed.nonzero().flatten()
+        if not fold_mean_(layer, weight_matrix(before), own.mean_x, gone, norm=norm):
+            self.not_refitted[name] = "it has no bias, nor has a batch norm alone behind it"
+
+    def _joint(self, name: str) -> Moments:
+        """Of what the pruned network feeds the layer and what the original's gives."""
+        if name not in self.steps:  # called several times: all calls count
+            return joint_moments(
+                self.pruned, self.original, name, self.inputs(), batch_size=self.batch_size
+            )
+        total: Moments | None = None
+        layer = self.pruned.get_submodule(name)
+        for x, y in zip(self._in_pruned.at(name), self._in_original.at(name), strict=True):
+            found = measure(layer, x, y)
+            total = found if total is None else total.merge(found)
+        assert total is not None  # Inputs hold at least one batch
+        return total
+
+    @cached_property
+    def _of_original(self) -> Mapping[str, Moments]:
+        """Of what the layers behind any group read in the original network."""
+        names = {name for group in self.graph.prunable for name in group.consumers}
+        layers = [n for n in self.graph.layers if n in names and not self._not_measurable(n)]
+        return collect(self.original, self.inputs(), layers, batch_size=self.batch_size)
 
     def _not_refittable(self, name: str, layer: nn.Linear | _ConvNd) -> str:
         if not supported(layer) and getattr(layer, "groups", 1) == 1:
@@ -263,6 +371,17 @@ class _Known(dict[str, Moments]):
 
     def __missing__(self, name: str) -> Moments:
         raise NotMeasuredError(self.reasons[name])
+
+
+class _Here(dict[str, Moments]):
+    """Moments of the layer that is visited; of others as the network, run again, shows them."""
+
+    def __init__(self, moments: Mapping[str, Moments], again: GroupStatistics) -> None:
+        super().__init__(moments)
+        self.again = again
+
+    def __missing__(self, name: str) -> Moments:
+        return self.again.moments[name]
 
 
 def _information(layer: LayerStatistics, keep: Tensor) -> tuple[float, float]:

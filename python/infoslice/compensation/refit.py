@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import cast
 
 import torch
@@ -29,20 +28,18 @@ def joint_moments(
     inputs: Inputs,
     *,
     batch_size: int = 64,
-    once: bool = False,
 ) -> Moments:
     """Moments of the input that layer ``name`` gets in ``pruned`` and its output in ``original``.
 
-    Both models run in eval mode on the same batches; ``once``: the forward calls the layer one time
-    only and need not go on after it.
+    Both models run in eval mode on the same batches; all calls of the layer are pooled.
 
     Raises ValueError if the two do not call the layer equally often.
     """
     total: Moments | None = None
     layer = pruned.get_submodule(name)
     for batch in inputs.batches(batch_size):
-        xs = [x for x, _ in _calls(pruned, name, batch, once)]
-        ys = [y for _, y in _calls(original, name, batch, once)]
+        xs = [x for x, _ in _calls(pruned, name, batch)]
+        ys = [y for _, y in _calls(original, name, batch)]
         if not xs or len(xs) != len(ys):
             raise ValueError(
                 f"joint_moments: argument pruned: expected layer '{name}' to be called as often as "
@@ -115,24 +112,17 @@ def refit_(
         running_mean.sub_(offset.to(running_mean))
 
 
-class _ReachedError(Exception):
-    """The layer has been run; the rest of the forward is not needed."""
-
-
-def _calls(model: nn.Module, name: str, batch: Inputs, once: bool) -> list[tuple[Tensor, Tensor]]:
+def _calls(model: nn.Module, name: str, batch: Inputs) -> list[tuple[Tensor, Tensor]]:
     """Input and output of a layer at each of its calls in one forward."""
     found: list[tuple[Tensor, Tensor]] = []
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if once:
-            found.append((args[0], output))
-            raise _ReachedError
         # What comes later in the forward may work in place on either.
         found.append((args[0].clone(), output.clone()))
 
     handle = model.get_submodule(name).register_forward_hook(hook)
     try:
-        with evaluating(model), contextlib.suppress(_ReachedError):
+        with evaluating(model):
             model(*batch.args, **batch.kwargs)
     finally:
         handle.remove()

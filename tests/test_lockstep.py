@@ -1,0 +1,101 @@
+"""Forwards that wait at layers: each sees what an ordinary forward sees, once."""
+
+import contextlib
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from infoslice.lockstep import Lockstep
+from infoslice.perturbation import Inputs
+
+
+class Counting(nn.Module):
+    """Three layers in a row; counts its forwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.c(self.b(self.a(x).relu()).relu_())
+
+
+def _batches(count=3):
+    return list(Inputs.of(torch.randn(2 * count, 3)).batches(2))
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_each_layer_shows_what_an_ordinary_forward_shows(after):
+    model, batches = Counting(), _batches()
+    seen = {}
+    for name in ("a", "b", "c"):
+        model.get_submodule(name).register_forward_hook(
+            lambda _, args, out, name=name: seen.setdefault(name, []).append(
+                (out if after else args[0]).detach().clone()
+            )
+        )
+    with torch.no_grad():
+        for batch in batches:
+            model(*batch.args)
+    expected = {name: list(values) for name, values in seen.items()}
+    model.calls = 0
+    with Lockstep(model, batches, ("a", "b", "c"), after=after) as walk:
+        for name in ("a", "c"):  # layers may be passed over
+            for got, value in zip(walk.at(name), expected[name], strict=True):
+                assert torch.equal(got, value)
+            assert all(g is h for g, h in zip(walk.at(name), walk.at(name), strict=True))
+    assert model.calls == 3
+
+
+def test_a_layer_changed_while_the_forwards_wait_is_used_as_it_is_then():
+    model, batches = Counting(), _batches()
+    with Lockstep(model, batches, ("b", "c"), after=False) as walk:
+        before = [x.clone() for x in walk.at("b")]
+        with torch.no_grad():
+            model.b.weight.copy_(torch.eye(4))
+            model.b.bias.zero_()
+        for x, y in zip(before, walk.at("c"), strict=True):
+            assert torch.equal(y, x.relu())
+
+
+def test_mode_and_hooks_are_put_back_and_no_thread_is_left():
+    model = Counting().train()
+    threads = threading.active_count()
+    with contextlib.suppress(KeyError), Lockstep(model, _batches(), ("b",), after=False) as walk:
+        assert not model.training
+        walk.at("b")
+        assert threading.active_count() == threads + 3
+        raise KeyError
+    assert model.training
+    assert model.a.training
+    assert not model.b._forward_pre_hooks
+    assert threading.active_count() == threads
+
+
+def test_what_a_forward_raises_is_raised_here():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2))
+    with Lockstep(model, _batches(), ("0", "1"), after=True) as walk:
+        walk.at("0")
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            walk.at("1")
+
+
+def test_a_layer_that_is_not_reached_is_refused():
+    model = Counting()
+    with Lockstep(model, _batches(), ("a", "b"), after=False) as walk:
+        walk.at("b")
+        with pytest.raises(ValueError, match="expected a layer that the forward calls after"):
+            walk.at("a")
+        with pytest.raises(ValueError, match="got 'b'"):
+            walk.at("b")
+
+
+def test_another_forward_of_the_model_does_not_wait():
+    model, batches = Counting(), _batches()
+    with Lockstep(model, batches, ("b",), after=False) as walk:
+        walk.at("b")
+        assert model(torch.zeros(1, 3)).shape == (1, 2)

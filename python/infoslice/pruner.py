@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from infoslice.compensation.compensator import Compensation, Compensator
 from infoslice.criteria import CRITERIA, Criterion
 from infoslice.graph import ChannelGraph, trace
 from infoslice.graph.following import following
@@ -20,7 +21,7 @@ from infoslice.progress import track
 from infoslice.report import Report, totals
 from infoslice.selection import Allocation, Budget, best, check_ratio, select
 from infoslice.surgery import Edit, PruningPlan, plan
-from infoslice.workpiece import Compensation, Injection, Target, Workpiece
+from infoslice.workpiece import Injection, Target, Workpiece
 
 __all__ = ["Compensation", "Perturbation", "PruningResult", "prune"]
 
@@ -190,8 +191,6 @@ def prune(
         kind=kind,
         seed=seed,
         target=target,
-        compensation=compensations,
-        ridge=compensation_ridge,
         batch_size=batch_size,
         max_variables=max_variables,
     )
@@ -208,6 +207,7 @@ def prune(
     # The same share of each group does not depend on scores; a budget out of reach fails here.
     blank = {group.name: torch.zeros(group.channels) for group in graph.prunable}
     widths = {name: len(kept) for name, kept in chosen(blank).items()}
+    compensator = Compensator(work, compensations, compensation_ridge)
     with work:
         if allocation == "global":
             groups = graph.prunable
@@ -225,7 +225,7 @@ def prune(
                 found = work.score(group, here, scored_by)
                 if found is not None:
                     work.decide(group, best(found, widths[group.name]), here)
-            work.visit(layer)
+            compensator.visit(layer)
     cut = plan(graph, keep=work.keep)
     smaller = cut.apply(work.pruned, inplace=True)
     macs = [graph.costs.macs(), graph.costs.macs(cut.keep)]
@@ -237,7 +237,7 @@ def prune(
         after=after,
         perturbation="data" if put_in != "none" and data is not None else put_in,
         left_whole={**graph.whole, **work.left_whole},
-        not_refitted=work.not_refitted,
+        not_refitted=compensator.not_refitted,
     )
     if inplace:
         cut.apply(model, inplace=True, optimizer=optimizer)

@@ -1,26 +1,16 @@
-"""A network in the middle of being pruned: measured, scored, silenced and refitted in place."""
+"""A network in the middle of being pruned: measured, scored and silenced in place."""
 
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, partial
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvTransposeNd
 
-from infoslice.compensation import (
-    fold_mean_,
-    joint_moments,
-    linear_moments,
-    refit_,
-    refittable,
-    restate_,
-)
 from infoslice.criteria import Criterion
 from infoslice.graph import ChannelGraph, ChannelGroup
 from infoslice.graph.following import Step
@@ -34,14 +24,11 @@ from infoslice.statistics import (
     measure,
     supported,
     variables,
-    variables_per_channel,
-    weight_matrix,
 )
 from infoslice.surgery import PruningPlan
 
-__all__ = ["Compensation", "Injection", "Target", "Workpiece"]
+__all__ = ["Injection", "Target", "Workpiece"]
 
-Compensation = Literal["none", "bias", "least_squares", "sequential", "batch_norm"]
 Injection = Literal["input", "layer"]
 Target = Literal["pre", "post"]
 
@@ -71,24 +58,19 @@ class Workpiece:
         kind: Kind,
         seed: int,
         target: Target,
-        compensation: frozenset[Compensation],
-        ridge: float,
         batch_size: int,
         max_variables: int,
     ) -> None:
         self.graph, self.original, self.pruned = graph, original, pruned
         self.inputs, self.steps, self.target = inputs, steps, target
         self.injection, self.kind, self.seed = injection, kind, seed
-        self.compensation, self.ridge = compensation, ridge
         self.batch_size, self.max_variables = batch_size, max_variables
         self.keep: dict[str, Tensor] = {}
         self.seen: set[str] = set()
         self.left_whole: dict[str, str] = {}
-        self.not_refitted: dict[str, str] = {}
         calls = [node for node in graph.signature.nodes if node.op == "call_function"]
-        self._called = {node.module for node in calls}
-        self._norm_calls = Counter(n.module for n in calls if "batch_norm" in str(n.target))
-        self._known: list[tuple[ChannelGroup, GroupStatistics]] = []
+        self.called = {node.module for node in calls}
+        self.known: list[tuple[ChannelGroup, GroupStatistics]] = []
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Workpiece:
@@ -98,11 +80,13 @@ class Workpiece:
         self._open.close()
 
     @cached_property
-    def _in_pruned(self) -> Lockstep:
+    def in_pruned(self) -> Lockstep:
+        """The forwards of the pruned network, each standing before a layer."""
         return self._lockstep(self.pruned, after=False)
 
     @cached_property
-    def _in_original(self) -> Lockstep:
+    def in_original(self) -> Lockstep:
+        """The forwards of the original, each standing behind a layer."""
         return self._lockstep(self.original, after=True)
 
     def _lockstep(self, model: nn.Module, *, after: bool) -> Lockstep:
@@ -115,7 +99,7 @@ class Workpiece:
 
         @cache
         def moments() -> Mapping[str, Moments]:
-            reasons = {name: self._not_measurable(name) for name in self.graph.layers}
+            reasons = {name: self.not_measurable(name) for name in self.graph.layers}
             measured = [n for n, reason in reasons.items() if n in names and not reason]
             return _Known(self._collect(measured), reasons)
 
@@ -129,14 +113,14 @@ class Workpiece:
         """
         again = self.statistics([group])[group.name]
         alone = group.consumers == (name,) and name in self.steps and self.injection == "input"
-        if not alone or self._not_measurable(name):
+        if not alone or self.not_measurable(name):
             return again
 
         @cache
         def moments() -> Mapping[str, Moments]:
             layer = self.pruned.get_submodule(name)
             total: Moments | None = None
-            for x in self._in_pruned.at(name):
+            for x in self.in_pruned.at(name):
                 y = None
                 if self.target == "post" and not isinstance(layer, _ConvTransposeNd):
                     y = self._activate(self.steps[name], cast(Tensor, layer.forward(x)))
@@ -171,7 +155,7 @@ class Workpiece:
             y = step.apply(self.pruned, y)
         return y
 
-    def _not_measurable(self, name: str) -> str:
+    def not_measurable(self, name: str) -> str:
         """Why the covariance of what the layer reads cannot be had; empty if it can."""
         layer = self.pruned.get_submodule(name)
         if not supported(layer) or "weight" not in layer._parameters:
@@ -179,13 +163,14 @@ class Workpiece:
                 f"'{name}' is a {type(layer).__name__}; torch's own linear layers and convolutions "
                 f"with groups=1 can be measured"
             )
-        if name not in self._called:
+        if name not in self.called:
             return f"the weight of '{name}' is used by other code than its own"
-        if self._wide(name):
+        if self.wide(name):
             return f"layer '{name}' reads more than max_variables = {self.max_variables} variables"
         return ""
 
-    def _wide(self, name: str) -> bool:
+    def wide(self, name: str) -> bool:
+        """Whether a layer reads more variables than may be measured."""
         layer = self.pruned.get_submodule(name)
         return variables(layer) > self.max_variables
 
@@ -214,7 +199,7 @@ class Workpiece:
 
     def decide(self, group: ChannelGroup, keep: Tensor, statistics: GroupStatistics) -> None:
         """Fix what stays of a group and silence the rest."""
-        self._known.append((group, statistics))
+        self.known.append((group, statistics))
         if len(keep) == group.channels:
             return
         self.keep[group.name] = keep
@@ -228,112 +213,10 @@ class Workpiece:
                     places = piece.index_map.indices(removed.nonzero().flatten())
                     tensor.index_fill_(piece.axis, places.to(tensor.device), 0)
 
-    def visit(self, name: str) -> None:
-        """Compensate at one layer, if anything before it was cut and nothing speaks against it."""
-        if not self.keep:
-            return
-        layer = self.pruned.get_submodule(name)
-        if isinstance(layer, _BatchNorm):
-            if "batch_norm" in self.compensation and layer.running_mean is not None:
-                if self._norm_calls[name] == 1:
-                    restate_(layer, self._in_pruned.at(name))
-                else:
-                    self.not_refitted[name] = "its statistics are those of several calls"
-            return
-        how = self.compensation
-        after_cut = any(name in g.consumers and g.name in self.keep for g, _ in self._known)
-        if "sequential" not in how and not (after_cut and how & {"bias", "least_squares"}):
-            return
-        if not isinstance(layer, (nn.Linear, _ConvNd)):
-            if after_cut:
-                self.not_refitted[name] = (
-                    f"{type(layer).__name__}: linear layers and convolutions can be refitted"
-                )
-            return
-        why = self._not_refittable(name, layer)
-        if why:
-            self.not_refitted[name] = why
-            return
-        first = self.steps.get(name, ())[:1]
-        found = self.pruned.get_submodule(first[0].module) if first and first[0].is_norm else None
-        usable = isinstance(found, _BatchNorm) and found.running_mean is not None
-        norm = cast(_BatchNorm, found) if usable else None
-        kept = self._kept_variables(name, layer)
-        if "sequential" in how:
-            refit_(layer, self._joint(name), kept, norm=norm, ridge=self.ridge)
-            return
-        own = self._of_original[name]
-        before = self.original.get_submodule(name)
-        if "least_squares" in how:
-            refit_(layer, linear_moments(before, own), kept, norm=norm, ridge=self.ridge)
-            return
-        removed = torch.ones(len(own.mean_x), dtype=torch.bool)
-        removed[kept] = False
-        gone = removed.nonzero().flatten()
-        if not fold_mean_(layer, weight_matrix(before), own.mean_x, gone, norm=norm):
-            self.not_refitted[name] = "it has no bias, nor has a batch norm alone behind it"
-
-    def _joint(self, name: str) -> Moments:
-        """Of what the pruned network feeds the layer and what the original's gives."""
-        if name not in self.steps:  # called several times: all calls count
-            return joint_moments(
-                self.pruned, self.original, name, self.inputs(), batch_size=self.batch_size
-            )
-        total: Moments | None = None
-        layer = self.pruned.get_submodule(name)
-        for x, y in zip(self._in_pruned.at(name), self._in_original.at(name), strict=True):
-            found = measure(layer, x, y)
-            total = found if total is None else total.merge(found)
-        assert total is not None  # Inputs hold at least one batch
-        return total
-
-    @cached_property
-    def _of_original(self) -> Mapping[str, Moments]:
-        """Of what the layers behind any group read in the original network."""
-        names = {name for group in self.graph.prunable for name in group.consumers}
-        layers = [n for n in self.graph.layers if n in names and not self._not_measurable(n)]
-        return collect(self.original, self.inputs(), layers, batch_size=self.batch_size)
-
-    def _not_refittable(self, name: str, layer: nn.Linear | _ConvNd) -> str:
-        if not supported(layer) and getattr(layer, "groups", 1) == 1:
-            return f"{type(layer).__name__}: it has a forward of its own"
-        if not refittable(layer):
-            groups = cast(_ConvNd, layer).groups
-            kind = f"{groups} groups" if groups > 1 else "transposed"
-            return f"{type(layer).__name__} ({kind}): its outputs are no regression on its inputs"
-        if set(layer._parameters) != {"weight", "bias"}:
-            return "its parameters are not plain"
-        if name not in self._called:
-            return "its weight is used by other code than its own"
-        if self._wide(name):
-            return f"it reads more than max_variables = {self.max_variables} variables"
-        for module_name, module in self.pruned.named_modules():
-            if module is not layer and any(p is layer.weight for p in module._parameters.values()):
-                return f"its weight is shared with '{module_name}'"
-        for group, _ in self._known:
-            if name in group.consumers and group.renormalised and group.name in self.keep:
-                return f"{group.renormalised[0]} normalises over the channels that are left"
-        return ""
-
-    def _kept_variables(self, name: str, layer: nn.Module) -> Tensor:
-        """Columns of the layer's matrix that are still read."""
-        taps = variables_per_channel(layer)
-        kept = torch.ones(variables(layer), dtype=torch.bool)
-        for group, _ in self._known:
-            if group.name not in self.keep or name not in group.consumers:
-                continue
-            removed = torch.ones(group.channels, dtype=torch.bool)
-            removed[self.keep[group.name]] = False
-            for piece in group.slices:
-                if piece.role == "in" and piece.module == name:
-                    places = piece.index_map.indices(removed.nonzero().flatten())
-                    kept.view(-1, taps)[places] = False
-        return kept.nonzero().flatten()
-
     def layer_reports(self, cut: PruningPlan) -> list[LayerReport]:
         """One line for each layer whose shape changed."""
         nats: dict[str, list[float]] = {}
-        for group, statistics in self._known:
+        for group, statistics in self.known:
             if not statistics.measured:
                 continue
             keep = self.keep.get(group.name, torch.arange(group.channels))

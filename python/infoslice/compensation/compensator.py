@@ -1,0 +1,155 @@
+"""Compensation layer by layer, in order of execution."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from infoslice.compensation.batch_norm import restate_
+from infoslice.compensation.one_shot import fold_mean_, linear_moments
+from infoslice.compensation.refit import joint_moments, refit_, refittable
+from infoslice.statistics import (
+    Moments,
+    collect,
+    measure,
+    supported,
+    variables,
+    variables_per_channel,
+    weight_matrix,
+)
+from infoslice.workpiece import Workpiece
+
+__all__ = ["Compensation", "Compensator"]
+
+Compensation = Literal["none", "bias", "least_squares", "sequential", "batch_norm"]
+
+
+class Compensator:
+    """Makes the layers of a workpiece replace what was cut away.
+
+    ``how``: as for :func:`infoslice.prune`. ``not_refitted``: layer -> why its weights are the old
+    ones, filled by the visits.
+    """
+
+    def __init__(self, work: Workpiece, how: frozenset[Compensation], ridge: float) -> None:
+        self.work, self.how, self.ridge = work, how, ridge
+        self.not_refitted: dict[str, str] = {}
+        nodes = [n for n in work.graph.signature.nodes if n.op == "call_function"]
+        self._norm_calls = Counter(n.module for n in nodes if "batch_norm" in str(n.target))
+
+    def visit(self, name: str) -> None:
+        """Compensate at one layer, if anything before it was cut and nothing speaks against it."""
+        if not self.work.keep:
+            return
+        layer = self.work.pruned.get_submodule(name)
+        if isinstance(layer, _BatchNorm):
+            self._visit_norm(name, layer)
+            return
+        behind = any(name in g.consumers and g.name in self.work.keep for g, _ in self.work.known)
+        if "sequential" not in self.how and not (behind and self.how & {"bias", "least_squares"}):
+            return
+        if not isinstance(layer, (nn.Linear, _ConvNd)):
+            if behind:
+                self.not_refitted[name] = (
+                    f"{type(layer).__name__}: linear layers and convolutions can be refitted"
+                )
+            return
+        why = self._not_refittable(name, layer)
+        if why:
+            self.not_refitted[name] = why
+            return
+        norm, kept = self._norm_behind(name), self._kept_variables(name, layer)
+        if "sequential" in self.how:
+            refit_(layer, self._joint(name), kept, norm=norm, ridge=self.ridge)
+            return
+        own = self._of_original[name]
+        before = self.work.original.get_submodule(name)
+        if "least_squares" in self.how:
+            refit_(layer, linear_moments(before, own), kept, norm=norm, ridge=self.ridge)
+            return
+        removed = torch.ones(len(own.mean_x), dtype=torch.bool)
+        removed[kept] = False
+        gone = removed.nonzero().flatten()
+        if not fold_mean_(layer, weight_matrix(before), own.mean_x, gone, norm=norm):
+            self.not_refitted[name] = "it has no bias, nor has a batch norm alone behind it"
+
+    def _visit_norm(self, name: str, norm: _BatchNorm) -> None:
+        if "batch_norm" not in self.how or norm.running_mean is None:
+            return
+        if self._norm_calls[name] == 1:
+            restate_(norm, self.work.in_pruned.at(name))
+        else:
+            self.not_refitted[name] = "it is called several times, with statistics of all of them"
+
+    def _norm_behind(self, name: str) -> _BatchNorm | None:
+        """The batch norm that alone reads the layer's output, if it holds running statistics."""
+        first = self.work.steps.get(name, ())[:1]
+        found = self.work.pruned.get_submodule(first[0].module) if first else None
+        usable = isinstance(found, _BatchNorm) and found.running_mean is not None
+        return cast(_BatchNorm, found) if usable and first[0].is_norm else None
+
+    def _joint(self, name: str) -> Moments:
+        """Of what the pruned network feeds the layer and what the original's gives."""
+        work = self.work
+        if name not in work.steps:  # called several times: all calls count
+            return joint_moments(
+                work.pruned, work.original, name, work.inputs(), batch_size=work.batch_size
+            )
+        total: Moments | None = None
+        layer = work.pruned.get_submodule(name)
+        for x, y in zip(work.in_pruned.at(name), work.in_original.at(name), strict=True):
+            found = measure(layer, x, y)
+            total = found if total is None else total.merge(found)
+        assert total is not None  # Inputs hold at least one batch
+        return total
+
+    @cached_property
+    def _of_original(self) -> Mapping[str, Moments]:
+        """Of what the layers behind the cuts read in the original network."""
+        work = self.work
+        names = {name for group in work.graph.prunable for name in group.consumers}
+        layers = [n for n in work.graph.layers if n in names and not work.not_measurable(n)]
+        return collect(work.original, work.inputs(), layers, batch_size=work.batch_size)
+
+    def _not_refittable(self, name: str, layer: nn.Linear | _ConvNd) -> str:
+        if not supported(layer) and getattr(layer, "groups", 1) == 1:
+            return f"{type(layer).__name__}: it has a forward of its own"
+        if not refittable(layer):
+            groups = cast(_ConvNd, layer).groups
+            kind = f"{groups} groups" if groups > 1 else "transposed"
+            return f"{type(layer).__name__} ({kind}): its outputs are no regression on its inputs"
+        if set(layer._parameters) != {"weight", "bias"}:
+            return "its parameters are not plain"
+        if name not in self.work.called:
+            return "its weight is used by other code than its own"
+        if self.work.wide(name):
+            return f"it reads more than max_variables = {self.work.max_variables} variables"
+        for module_name, module in self.work.pruned.named_modules():
+            if module is not layer and any(p is layer.weight for p in module._parameters.values()):
+                return f"its weight is shared with '{module_name}'"
+        for group, _ in self.work.known:
+            if name in group.consumers and group.renormalised and group.name in self.work.keep:
+                return f"{group.renormalised[0]} normalises over the channels that are left"
+        return ""
+
+    def _kept_variables(self, name: str, layer: nn.Module) -> Tensor:
+        """Columns of the layer's matrix that are still read."""
+        taps = variables_per_channel(layer)
+        kept = torch.ones(variables(layer), dtype=torch.bool)
+        for group, _ in self.work.known:
+            if group.name not in self.work.keep or name not in group.consumers:
+                continue
+            removed = torch.ones(group.channels, dtype=torch.bool)
+            removed[self.work.keep[group.name]] = False
+            for piece in group.slices:
+                if piece.role == "in" and piece.module == name:
+                    places = piece.index_map.indices(removed.nonzero().flatten())
+                    kept.view(-1, taps)[places] = False
+        return kept.nonzero().flatten()

@@ -109,7 +109,8 @@ PROBES = [
 def ours(model: nn.Module, inputs: dict[str, Any]) -> tuple[nn.Module, dict[str, float]]:
     from infoslice import plan, trace
     from infoslice.criteria import l2_norm
-    from infoslice.group_statistics import GroupStatistics, filters
+    from infoslice.group_statistics import GroupStatistics
+    from infoslice.group_weights import filters
 
     graph = trace(model, inputs)
     keep: dict[str, Tensor] = {}

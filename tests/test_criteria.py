@@ -9,7 +9,8 @@ from torch import nn
 
 import infoslice
 from infoslice.criteria import causal, l1_norm, l2_norm, random
-from infoslice.group_statistics import GroupStatistics, filters
+from infoslice.group_statistics import GroupStatistics
+from infoslice.group_weights import filters
 from infoslice.perturbation import Inputs
 from infoslice.statistics import collect
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from infoslice import ops
-from infoslice.graph import ChannelGroup, IndexMap
+from infoslice.graph import ChannelGroup
+from infoslice.group_weights import batch_norm_scales, incoming, outgoing, positions
 from infoslice.statistics import Moments, variables_per_channel, weight_matrix
 
-__all__ = ["GroupStatistics", "Joint", "LayerStatistics", "filters"]
+__all__ = ["GroupStatistics", "Joint", "LayerStatistics", "NotMeasuredError"]
+
+
+class NotMeasuredError(Exception):
+    """A criterion asked for what a group lacks or for a layer that cannot be measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,11 +119,16 @@ class GroupStatistics:
     """
 
     def __init__(
-        self, group: ChannelGroup, model: nn.Module, moments: Callable[[], Mapping[str, Moments]]
+        self,
+        group: ChannelGroup,
+        model: nn.Module,
+        moments: Callable[[], Mapping[str, Moments]],
+        norms: Mapping[str, str] | None = None,
     ) -> None:
         self.name = group.name
         self.channels = group.channels
         self._group, self._model, self._moments = group, model, moments
+        self._norms = norms or {}  # layer -> the batch norm that alone follows it
 
     @cached_property
     def consumers(self) -> tuple[LayerStatistics, ...]:
@@ -141,49 +150,47 @@ class GroupStatistics:
         """Whether the consumers have been looked at."""
         return "consumers" in self.__dict__
 
+    # What follows reads weights alone, so that no forward is run for it.
+
+    @cached_property
+    def incoming(self) -> tuple[Tensor, ...]:
+        """All that makes each channel what it is, float64 ``[C, k]`` for each module.
+
+        See :func:`infoslice.group_weights.incoming`.
+        """
+        return incoming(self._group, self._model, self._norms)
+
+    @cached_property
+    def outgoing(self) -> tuple[Tensor, ...]:
+        """The weights that read each channel, float64 ``[C, r, m]`` for each consumer.
+
+        Raises NotMeasuredError if no weights read the group.
+        """
+        found = outgoing(self._group, self._model)
+        if not found:
+            raise NotMeasuredError(f"no weights read the channels of '{self.name}'")
+        return found
+
+    @cached_property
+    def batch_norm_scales(self) -> tuple[Tensor, ...]:
+        """Learned scales of the batch norms that carry the channels, float64 ``[C, n]`` each.
+
+        Raises NotMeasuredError if there are none.
+        """
+        found = batch_norm_scales(self._group, self._model)
+        if not found:
+            raise NotMeasuredError(f"no batch norm with learned scales carries '{self.name}'")
+        return found
+
     def _layer(self, name: str, role: str) -> LayerStatistics:
         moments = self._moments()[name]  # first, so that what cannot be measured ends here
         layer = self._model.get_submodule(name)
         taps = variables_per_channel(layer) if role == "in" else 1
         maps = [
-            _positions(s.index_map)
+            positions(s.index_map)
             for s in self._group.slices
             if s.module == name and s.role == role and s.tensor.endswith("weight")
         ]
         places = torch.cat(maps, 1)
         variables = places[:, :, None] * taps + torch.arange(taps)
         return LayerStatistics(name, moments, weight_matrix(layer), variables.flatten(1))
-
-
-def filters(group: ChannelGroup, model: nn.Module) -> tuple[Tensor, ...]:
-    """The weights that write each channel: ``[C, ...]`` for every producer of the group."""
-    found: dict[tuple[str, int], Tensor] = {}
-    for piece in group.slices:
-        if piece.role == "out":
-            tensor = cast(Tensor, _tensor(model, piece.tensor)).detach()
-            if tensor.dim() > 1:
-                rows = _rows(tensor.movedim(piece.axis, 0), piece.index_map)
-                found[piece.tensor, piece.axis] = rows.flatten(1)
-    return tuple(found.values())
-
-
-def _rows(tensor: Tensor, index_map: IndexMap) -> Tensor:
-    """``[C, ...]``: what lies where each channel does; a view where one interval holds them all."""
-    m = index_map
-    if m.repeat == 1:
-        interval = tensor[m.offset : m.offset + m.channels * m.run]
-        return interval.reshape(m.channels, m.run, *tensor.shape[1:])
-    return tensor[_positions(m)]
-
-
-def _tensor(model: nn.Module, name: str) -> object:
-    path, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(path), leaf)
-
-
-def _positions(index_map: IndexMap) -> Tensor:
-    """``[C, repeat * run]``: the places of every channel along the axis."""
-    m = index_map
-    channel = torch.arange(m.channels)[:, None, None] * m.run
-    inside = torch.arange(m.repeat)[:, None] * m.period + torch.arange(m.run)
-    return (m.offset + channel + inside).flatten(1)

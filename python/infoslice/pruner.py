@@ -97,12 +97,14 @@ def prune(
             ``pruning_ratio`` to all of it.
         round_to: channels kept per group are rounded up to a multiple of this.
         compensation: what the layers left do about it; one of the first three, with or without
-            the last, or ``"none"``. ``"bias"``: the mean of what was removed goes into the bias of
-            the layers that read it. ``"least_squares"``: each of them is refitted to give the
+            the others, or ``"none"``. ``"bias"``: the mean of what was removed goes into the bias
+            of the layers that read it. ``"least_squares"``: each of them is refitted to give the
             original's outputs on the inputs left, in one shot from the statistics of the original.
             ``"sequential"``: every layer behind the first cut is refitted, in order of execution,
             to give on what the pruned and refitted layers before it pass on the outputs that the
-            original computes. ``"batch_norm"``: batch-norm statistics are taken anew.
+            original computes. ``"batch_norm"``: batch-norm statistics are taken anew. ``"merge"``
+            (not beside ``"bias"``): each channel removed is replaced by the one that is most like
+            it, see :func:`infoslice.criteria.merges`; needs no data.
         compensation_ridge: pull towards the old weights, see
             :func:`infoslice.compensation.refit_`.
         perturbation: ``"gaussian"`` or ``"uniform"`` noise of variance one; ``"matched"``: Gaussian
@@ -216,7 +218,7 @@ def prune(
             keep = chosen({name: found for name, found in scores.items() if found is not None})
             for group in groups:
                 if group.name in keep:
-                    work.decide(group, keep[group.name], statistics[group.name])
+                    compensator.decide(group, keep[group.name], statistics[group.name])
         for layer in track(graph.layers, "pruning layer by layer", show=show_progress):
             for group in graph.prunable:
                 if layer not in group.consumers or group.name in work.seen:
@@ -224,7 +226,7 @@ def prune(
                 here = work.statistics_at(group, layer)
                 found = work.score(group, here, scored_by)
                 if found is not None:
-                    work.decide(group, best(found, widths[group.name]), here)
+                    compensator.decide(group, best(found, widths[group.name]), here)
             compensator.visit(layer)
     cut = plan(graph, keep=work.keep)
     smaller = cut.apply(work.pruned, inplace=True)
@@ -255,10 +257,11 @@ def _compensations(given: Compensation | Sequence[Compensation]) -> frozenset[Co
             raise ValueError(
                 f"prune: argument compensation: expected one of {allowed}, got {name!r}"
             )
-    if len(fits.intersection(names)) > 1 or ("none" in names and len(names) > 1):
+    twice = len(fits.intersection(names)) > 1 or {"bias", "merge"} <= set(names)
+    if twice or ("none" in names and len(names) > 1):
         raise ValueError(
-            f"prune: argument compensation: expected at most one of {sorted(fits)}, and nothing "
-            f"beside 'none', got {names}"
+            f"prune: argument compensation: expected at most one of {sorted(fits)}, not 'bias' "
+            f"beside 'merge', and nothing beside 'none', got {names}"
         )
     return frozenset(names)
 

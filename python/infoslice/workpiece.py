@@ -14,7 +14,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from infoslice.criteria import Criterion
 from infoslice.graph import ChannelGraph, ChannelGroup
 from infoslice.graph.following import Step
-from infoslice.group_statistics import GroupStatistics, LayerStatistics, filters
+from infoslice.group_statistics import GroupStatistics, LayerStatistics, NotMeasuredError
+from infoslice.group_weights import filters
 from infoslice.lockstep import Lockstep
 from infoslice.perturbation import Inputs, Kind, noise
 from infoslice.report import LayerReport
@@ -31,10 +32,6 @@ __all__ = ["Injection", "Target", "Workpiece"]
 
 Injection = Literal["input", "layer"]
 Target = Literal["pre", "post"]
-
-
-class NotMeasuredError(Exception):
-    """A criterion asked for the statistics of a layer that cannot be measured."""
 
 
 class Workpiece:
@@ -71,6 +68,7 @@ class Workpiece:
         calls = [node for node in graph.signature.nodes if node.op == "call_function"]
         self.called = {node.module for node in calls}
         self.known: list[tuple[ChannelGroup, GroupStatistics]] = []
+        self._norms = {n: s[0].module for n, s in steps.items() if s and s[0].is_norm}
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Workpiece:
@@ -103,7 +101,7 @@ class Workpiece:
             measured = [n for n, reason in reasons.items() if n in names and not reason]
             return _Known(self._collect(measured), reasons)
 
-        return {g.name: GroupStatistics(g, self.pruned, moments) for g in groups}
+        return {g.name: GroupStatistics(g, self.pruned, moments, self._norms) for g in groups}
 
     def statistics_at(self, group: ChannelGroup, name: str) -> GroupStatistics:
         """Of a group, when layer ``name``, the first that reads it, is visited.
@@ -129,7 +127,7 @@ class Workpiece:
             assert total is not None  # Inputs hold at least one batch
             return _Here({name: total}, again)
 
-        return GroupStatistics(group, self.pruned, moments)
+        return GroupStatistics(group, self.pruned, moments, self._norms)
 
     def _collect(self, layers: list[str]) -> dict[str, Moments]:
         outputs = {}

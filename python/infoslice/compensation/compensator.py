@@ -13,8 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from infoslice.compensation.batch_norm import restate_
+from infoslice.compensation.merge import merge_
 from infoslice.compensation.one_shot import fold_mean_, linear_moments
 from infoslice.compensation.refit import joint_moments, refit_, refittable
+from infoslice.criteria import merges
+from infoslice.graph import ChannelGroup
+from infoslice.group_statistics import GroupStatistics
 from infoslice.statistics import (
     Moments,
     collect,
@@ -28,7 +32,7 @@ from infoslice.workpiece import Workpiece
 
 __all__ = ["Compensation", "Compensator"]
 
-Compensation = Literal["none", "bias", "least_squares", "sequential", "batch_norm"]
+Compensation = Literal["none", "bias", "least_squares", "sequential", "batch_norm", "merge"]
 
 
 class Compensator:
@@ -43,6 +47,12 @@ class Compensator:
         self.not_refitted: dict[str, str] = {}
         nodes = [n for n in work.graph.signature.nodes if n.op == "call_function"]
         self._norm_calls = Counter(n.module for n in nodes if "batch_norm" in str(n.target))
+
+    def decide(self, group: ChannelGroup, keep: Tensor, statistics: GroupStatistics) -> None:
+        """Fix what stays of a group; what goes is merged into it first, if that is asked for."""
+        if "merge" in self.how and any(piece.role == "in" for piece in group.slices):
+            merge_(self.work.pruned, group, merges(statistics, keep))
+        self.work.decide(group, keep, statistics)
 
     def visit(self, name: str) -> None:
         """Compensate at one layer, if anything before it was cut and nothing speaks against it."""

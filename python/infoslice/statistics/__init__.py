@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from infoslice.statistics.accumulator import Stream, collect
+from infoslice.statistics.entropy import (
+    corrected_gaussian_mi,
+    gaussian_entropy_bias,
+    gaussian_mi_bias,
+)
 from infoslice.statistics.layers import (
     supported,
     variables,
@@ -19,6 +24,9 @@ __all__ = [
     "Stream",
     "collect",
     "collect_samples",
+    "corrected_gaussian_mi",
+    "gaussian_entropy_bias",
+    "gaussian_mi_bias",
     "measure",
     "supported",
     "variables",

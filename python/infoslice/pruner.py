@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from infoslice.allocation import sensitivity
 from infoslice.compensation.compensator import Compensation, Compensator
 from infoslice.criteria import CRITERIA, Criterion
 from infoslice.graph import ChannelGraph, trace
@@ -92,7 +93,11 @@ def prune(
         criterion_options: keyword arguments for it, as ``{"score": "pairwise"}``.
         allocation: ``"global"``: the lowest scores of all groups go, all scored on the unpruned
             network. ``"uniform"``: the same share of each group; groups are then visited in order
-            of execution, and each is scored on what the already pruned part passes on.
+            of execution, and each is scored on what the already pruned part passes on. As
+            ``"global"``, but lowest first in score per cost saved: ``"per_macs"`` and
+            ``"per_parameters"``; by what cutting each group alone, in the order of its scores, does
+            to the output: ``"sensitivity"`` (:func:`infoslice.allocation.sensitivity`), which
+            suits criteria whose scores do not compare between layers.
         max_pruning_ratio: at most this share of any one group; by default half-way from
             ``pruning_ratio`` to all of it.
         round_to: channels kept per group are rounded up to a multiple of this.
@@ -211,11 +216,17 @@ def prune(
     widths = {name: len(kept) for name, kept in chosen(blank).items()}
     compensator = Compensator(work, compensations, compensation_ridge)
     with work:
-        if allocation == "global":
+        if allocation != "uniform":
             groups = graph.prunable
             statistics = work.statistics(groups)
-            scores = {g.name: work.score(g, statistics[g.name], scored_by) for g in groups}
-            keep = chosen({name: found for name, found in scores.items() if found is not None})
+            tried = {g.name: work.score(g, statistics[g.name], scored_by) for g in groups}
+            scores = {name: values for name, values in tried.items() if values is not None}
+            if allocation == "sensitivity":
+                scores = sensitivity(
+                    graph, model, inputs(), scores, batch_size=batch_size,
+                    show_progress=show_progress,
+                )  # fmt: skip
+            keep = chosen(scores)
             for group in groups:
                 if group.name in keep:
                     compensator.decide(group, keep[group.name], statistics[group.name])

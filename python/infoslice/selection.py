@@ -6,7 +6,7 @@ import bisect
 import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,18 @@ from torch import Tensor
 
 from infoslice.graph import ChannelGraph, ChannelGroup
 
-__all__ = ["Allocation", "Budget", "best", "check_ratio", "per_cost", "select", "uniform_ratio"]
+__all__ = [
+    "Allocation",
+    "Budget",
+    "best",
+    "check_ratio",
+    "increasing",
+    "per_cost",
+    "select",
+    "uniform_ratio",
+]
 
-Allocation = Literal["uniform", "global"]
+Allocation = Literal["uniform", "global", "per_macs", "per_parameters", "sensitivity"]
 Cost = Literal["parameters", "macs", "memory", "latency"]
 # What the smaller model may cost: a number in the unit of the cost, or a share like "60%".
 Budget = Mapping[str, float | str]
@@ -54,14 +63,17 @@ def select(
             (seconds of one forward, see :meth:`infoslice.graph.Costs.latency`) -> a number or a
             share like ``"60%"``. As few channels go as meet it; costs are those after rounding.
         graph: that the groups are of. A budget needs it, and so do module paths in
-            ``pruning_ratio_dict``.
+            ``pruning_ratio_dict`` and an allocation per cost.
         pruning_ratio_dict: own ratios for some groups, 0 to leave them whole: a group name, or a
             path or pattern (``"layer1"``, ``"*.conv2"``) of modules that write the group -> share
             of its channels. The longest key that fits a group counts, the least ratio among equals.
             The other groups share ``pruning_ratio`` or what is left of the budget.
         allocation: ``"uniform"``: the same share of every group; ``"global"``: of all channels
             together, wherever the scores are lowest (they must then compare between groups, as
-            information in nats does).
+            information in nats does). ``"per_macs"`` and ``"per_parameters"``: where they are
+            lowest for what the removal saves, see :func:`per_cost`. ``"sensitivity"``: the scores
+            are those of :func:`infoslice.allocation.sensitivity`; with a budget of one cost they
+            are taken per unit of it, else as ``"global"``.
         max_pruning_ratio: at most this share of any one group, in [0, 1); by default half-way from
             ``pruning_ratio`` to all of it (with a budget: from the uniform ratio that meets it), so
             that no layer is closed. At least one channel always stays. Where a cap below
@@ -85,6 +97,11 @@ def select(
     if budget is not None and graph is None:
         raise ValueError(
             "select: argument graph: expected that of the model for a budget, got None"
+        )
+    if allocation.startswith("per_") and graph is None:
+        raise ValueError(
+            f"select: argument graph: expected that of the model for allocation {allocation!r}, "
+            f"got None"
         )
     for name, ratio in (("pruning_ratio", pruning_ratio), ("max_pruning_ratio", max_pruning_ratio)):
         if ratio is not None:
@@ -113,7 +130,7 @@ def select(
         ratio = pruning_ratio if meter is None else meter.least(room.ratios(), room.uniform)
         kept = room.uniform(ratio or 0.0)
     else:
-        order = room.order(scores)
+        order = room.order(_priced(scores, graph, allocation, budget))
         if meter is None:
             count = _share(pruning_ratio or 0.0, int(room.sizes[room.shared].sum()))
         else:
@@ -128,6 +145,15 @@ def select(
 def best(scores: Tensor, count: int) -> Tensor:
     """The ``count`` channels of the highest scores, sorted; lowest index first among equals."""
     return scores.sort(descending=True, stable=True).indices[:count].sort().values
+
+
+def increasing(losses: Tensor) -> Tensor:
+    """Strictly, and at least as given, so that a ranking by score is the order of removal."""
+    last, result = 0.0, []
+    for loss in losses.tolist():
+        last = max(loss, last + torch.finfo(torch.float64).eps * (1.0 + last))
+        result.append(last)
+    return torch.tensor(result, dtype=torch.float64)
 
 
 def uniform_ratio(
@@ -156,8 +182,14 @@ def per_cost(
 
     With these, :func:`select` removes first what loses least for what it saves, as a knapsack is
     filled. Savings are taken at the full widths; a group that saves nothing scores infinity.
+    Raises ValueError for a name that is no prunable group.
     """
     costs = graph.costs
+    stray = sorted(set(scores) - set(costs.groups))
+    if stray:
+        raise ValueError(
+            f"per_cost: argument scores: expected prunable groups of the graph, got {stray}"
+        )
     full = costs.widths()
     saved = costs.at(cost, full) - costs.at(cost, full - np.eye(len(full), dtype=np.int64))
     price = dict(zip(costs.groups, saved.tolist(), strict=True))
@@ -165,6 +197,21 @@ def per_cost(
         name: values / price[name] if price[name] > 0 else torch.full_like(values, torch.inf)
         for name, values in scores.items()
     }
+
+
+def _priced(
+    scores: Mapping[str, Tensor],
+    graph: ChannelGraph | None,
+    allocation: Allocation,
+    budget: Budget | None,
+) -> Mapping[str, Tensor]:
+    """Scores in the unit in which the allocation compares them."""
+    cost: str = {"per_macs": "macs", "per_parameters": "parameters"}.get(allocation, "")
+    if allocation == "sensitivity" and budget is not None and len(budget) == 1:
+        cost = next(iter(budget))
+    if graph is None or cost in ("", "latency"):  # what one channel saves of it is no fixed number
+        return scores
+    return per_cost(scores, graph, cast(Cost, cost))
 
 
 class _Room:

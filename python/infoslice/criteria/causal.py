@@ -17,6 +17,7 @@ from torch import Tensor
 
 from infoslice import ops
 from infoslice.group_statistics import GroupStatistics, LayerStatistics
+from infoslice.selection import increasing
 
 __all__ = ["Score", "causal"]
 
@@ -153,19 +154,10 @@ def _conditional(
             losses += 0.5 * (of_b - of_a)
         _refuse_singular(not bool(losses.isfinite().all()))
     if greedy:
-        losses = _increasing(losses)
+        losses = increasing(losses)
     scores = torch.zeros(channels, dtype=torch.float64)
     scores[order] = losses
     return scores
-
-
-def _increasing(losses: Tensor) -> Tensor:
-    """Strictly, and at least as given, so that a ranking by score is the order of removal."""
-    last, result = 0.0, []
-    for loss in losses.tolist():
-        last = max(loss, last + torch.finfo(torch.float64).eps * (1.0 + last))
-        result.append(last)
-    return torch.tensor(result, dtype=torch.float64)
 
 
 def _refuse_singular(singular: bool) -> None:

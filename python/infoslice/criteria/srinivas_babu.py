@@ -15,6 +15,7 @@ from torch import Tensor
 
 from infoslice.criteria.fpgm import squared_distances
 from infoslice.group_statistics import GroupStatistics
+from infoslice.selection import increasing
 
 __all__ = ["merges", "srinivas_babu"]
 
@@ -30,7 +31,7 @@ def srinivas_babu(statistics: GroupStatistics, weights: Sequence[Tensor] = ()) -
     j of its squared outgoing weights. The pair of the least saliency is merged (``a_i += a_j``, j
     is removed, its row and column leave the matrix and those of i are renewed) until one channel is
     left. The score of a channel is its saliency when it goes (at least that of the channel before
-    it, so that the ranking is the order of removal); the one left gets twice the largest.
+    it, so that the ranking is the order of removal); the one left gets twice the sum of all.
 
     Beyond fully connected layers: W is all that makes the channel (filters with the batch norm
     that alone follows folded in, see :func:`infoslice.group_weights.incoming`), summed over all
@@ -48,13 +49,10 @@ def srinivas_babu(statistics: GroupStatistics, weights: Sequence[Tensor] = ()) -
         NotMeasuredError: no weights read the channels.
     """
     order, saliency, _ = _merge_all(statistics, torch.ones(statistics.channels, dtype=torch.bool))
+    losses = increasing(torch.tensor(saliency, dtype=torch.float64))
     scores = torch.zeros(statistics.channels, dtype=torch.float64)
-    last = 0.0
-    for channel, value in zip(order, saliency, strict=True):
-        # Strictly increasing, so that equal scores do not mix up the order.
-        last = max(value, last + torch.finfo(torch.float64).eps * (1.0 + last))
-        scores[channel] = last
-    scores[[c for c in range(len(scores)) if c not in set(order)]] = 2 * last
+    scores += 2 * losses.sum()  # of the channel that is left
+    scores[order] = losses
     return scores
 
 

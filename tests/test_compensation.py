@@ -9,7 +9,8 @@ from torch import nn
 import infoslice
 import networks
 from infoslice.compensation import joint_moments, refit_
-from infoslice.graph.following import following
+from infoslice.demo import load_network
+from infoslice.graph.following import following, sums
 from infoslice.perturbation import Inputs
 from infoslice.statistics import measure
 
@@ -203,3 +204,51 @@ def test_layers_that_cannot_take_the_mean_are_named():
 def test_compensations_that_exclude_each_other(given):
     with pytest.raises(ValueError, match="prune: argument compensation"):
         infoslice.prune(nn.Linear(2, 2), torch.randn(1, 2), compensation=given)
+
+
+def test_sums_name_the_norm_and_the_wider_of_two_layers():
+    found = sums(infoslice.trace(networks.Residual().eval(), torch.zeros(networks.Residual.shape)))
+    assert found
+    for layer, where in found.items():
+        assert where.layer == layer
+        assert layer in where.before
+        assert "head" not in where.before
+    demo = sums(infoslice.trace(load_network(), torch.zeros(1, 1, 28, 28)))
+    assert list(demo) == [f"stages.{i}.conv2" for i in range(6)]
+    assert demo["stages.2.conv2"].norm == "stages.2.bn2"
+    assert "stages.2.shortcut.0" in demo["stages.2.conv2"].before
+    assert "stages.3.conv1" not in demo["stages.2.conv2"].before
+
+
+class Branch(nn.Module):
+    """y = wide(relu(a x)) + stream(x), with or without a batch norm; the stream loses channels."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.stream = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 4))
+        self.wide = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4) if norm else nn.Identity()
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x):
+        stream = self.stream(x)
+        return self.out(self.norm(self.wide(x)) + stream)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_branch_makes_up_for_what_the_other_operand_lost(norm):
+    torch.manual_seed(3)
+    model, x = Branch(norm).double().eval(), torch.randn(200, 3, dtype=torch.float64)
+    if norm:
+        with torch.no_grad():
+            model.norm.running_mean.uniform_()
+            model.norm.running_var.uniform_(1, 2)
+            model.norm.weight.uniform_(0.5, 2)
+    graph = infoslice.trace(model, x[:1])
+    result = infoslice.prune(
+        model, x[:1], data=x, criterion="l2_norm", pruning_ratio=0.0, graph=graph,
+        pruning_ratio_dict={"stream.0": 0.75}, compensation_ridge=1e-12, show_progress=False,
+    )  # fmt: skip
+    # Two of three directions are lost to the stream for good; the branch, linear too, has them all.
+    assert result.model.stream[0].weight.shape == (2, 3)
+    torch.testing.assert_close(result.model(x), model(x), rtol=1e-6, atol=1e-6)

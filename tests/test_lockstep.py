@@ -99,3 +99,31 @@ def test_another_forward_of_the_model_does_not_wait():
     with Lockstep(model, batches, ("b",), after=False) as walk:
         walk.at("b")
         assert model(torch.zeros(1, 3)).shape == (1, 2)
+
+
+class Residual(nn.Module):
+    def __init__(self, inplace):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+        self.inplace = inplace
+
+    def forward(self, x):
+        y = self.norm(self.a(x))
+        if self.inplace:
+            y += 2 * x
+        else:
+            y = 2 * x + y
+        return self.b(y)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_at_a_sum_the_other_operand_is_seen_and_the_first_replaced(inplace):
+    model = Residual(inplace).eval()
+    batches = list(Inputs.of(torch.randn(6, 4)).batches(2))
+    with Lockstep(model, batches, ("a", "b"), after=False, added=("norm",)) as walk:
+        walk.at("a")
+        for other, batch in zip(walk.at_sum("norm"), batches, strict=True):
+            assert torch.equal(other, 2 * batch.args[0])
+        walk.replace([torch.full_like(batch.args[0], 3.0) for batch in batches])
+        for x, batch in zip(walk.at("b"), batches, strict=True):
+            assert torch.equal(x, 2 * batch.args[0] + 3)

@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from infoslice.perturbation import Inputs, evaluating
 
 __all__ = ["Lockstep"]
+
+_ADDITIONS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__)
 
 
 class Lockstep:
@@ -32,19 +35,28 @@ class Lockstep:
         batches: one forward each.
         layers: module paths at which forwards may be asked to wait.
         after: wait behind a layer's forward with its output, else before it with its first input.
+        added: module paths at whose output's sum with another tensor forwards may wait too.
     """
 
     def __init__(
-        self, model: nn.Module, batches: Iterable[Inputs], layers: Iterable[str], *, after: bool
+        self,
+        model: nn.Module,
+        batches: Iterable[Inputs],
+        layers: Iterable[str],
+        *,
+        after: bool,
+        added: Iterable[str] = (),
     ) -> None:
         self._model, self._after = model, after
         self._walks = [_Walk(model, batch) for batch in batches]
         self._layers = list(dict.fromkeys(layers))
+        self._added = list(added)
         self._mode = evaluating(model)
 
     def __enter__(self) -> Lockstep:
         self._mode.__enter__()
         self._hooks = [self._hook(name) for name in self._layers]
+        self._hooks += [self._hook_sum(name) for name in self._added]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,10 +84,32 @@ class Lockstep:
             found.append(walk.value)
         return found
 
+    def at_sum(self, name: str) -> Sequence[Tensor]:
+        """Let every forward go on to the sum of module ``name``'s output; the other operands."""
+        return self.at(_sum_of(name))
+
+    def replace(self, outputs: Sequence[Tensor]) -> None:
+        """At a sum: what every forward is to add in place of the module's output."""
+        for walk, output in zip(self._walks, outputs, strict=True):
+            walk.replacement = output
+
+    def _own_walk(self) -> _Walk | None:
+        """That of the thread which calls, if it is one of ours."""
+        walk: _Walk | None = getattr(_walking, "walk", None)
+        return walk if walk in self._walks else None
+
+    def _hook_sum(self, name: str) -> Any:
+        def note(module: nn.Module, args: Any, output: Tensor) -> None:
+            walk = self._own_walk()
+            if walk is not None:
+                walk.addends.append((name, output))
+
+        return self._model.get_submodule(name).register_forward_hook(note)
+
     def _hook(self, name: str) -> Any:
         def stop(value: Tensor) -> None:
-            walk: _Walk | None = getattr(_walking, "walk", None)
-            if walk is not None and walk.of is self._model:
+            walk = self._own_walk()
+            if walk is not None:
                 walk.reach(name, value)
 
         layer = self._model.get_submodule(name)
@@ -91,6 +125,35 @@ class _AbandonedError(BaseException):
 _walking = threading.local()
 
 
+def _sum_of(name: str) -> str:
+    return f"{name}+"
+
+
+class _Sums(TorchFunctionMode):
+    """On a walk's thread: sees when the output of a module that is watched is added."""
+
+    def __init__(self, walk: _Walk) -> None:
+        super().__init__()
+        self._walk = walk
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        addends = self._walk.addends
+        if addends and func in _ADDITIONS and len(args) == 2:
+            for name, output in addends:
+                for place in (0, 1):
+                    if args[place] is output:
+                        addends.remove((name, output))
+                        del output
+                        self._walk.reach(_sum_of(name), args[1 - place])
+                        new, self._walk.replacement = self._walk.replacement, None
+                        if new is not None:
+                            args = (new, args[1]) if place == 0 else (args[0], new)
+                        return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
 class _Walk:
     """One forward. ``at``: the layer where it waits, with ``value`` there; else both None."""
 
@@ -98,6 +161,8 @@ class _Walk:
         self.of, self._batch = model, batch
         self.at: str | None = None
         self.value: Tensor | None = None
+        self.addends: list[tuple[str, Tensor]] = []  # outputs that are to be added
+        self.replacement: Tensor | None = None
         self._target: str | None = None
         self._error: BaseException | None = None
         self._ended = self._abandoned = False
@@ -143,7 +208,7 @@ class _Walk:
     def _run(self) -> None:
         _walking.walk = self
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _Sums(self):
                 if self._device is not None:
                     torch.cuda.set_device(self._device)
                 self.of(*self._batch.args, **self._batch.kwargs)

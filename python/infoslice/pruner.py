@@ -16,7 +16,6 @@ from infoslice.allocation import sensitivity
 from infoslice.compensation.compensator import Compensation, Compensator
 from infoslice.criteria import CRITERIA, Criterion
 from infoslice.graph import ChannelGraph, trace
-from infoslice.graph.following import following
 from infoslice.perturbation import Inputs, Kind, match, noise, recorded_layers
 from infoslice.progress import track
 from infoslice.report import Report, totals
@@ -193,7 +192,6 @@ def prune(
         original=model,
         pruned=copy.deepcopy(model),
         inputs=inputs,
-        steps=following(graph),
         injection=injection,
         kind=kind,
         seed=seed,
@@ -231,6 +229,7 @@ def prune(
                 if group.name in keep:
                     compensator.decide(group, keep[group.name], statistics[group.name])
         for layer in track(graph.layers, "pruning layer by layer", show=show_progress):
+            compensator.approach(layer)
             for group in graph.prunable:
                 if layer not in group.consumers or group.name in work.seen:
                     continue
@@ -239,6 +238,7 @@ def prune(
                 if found is not None:
                     compensator.decide(group, best(found, widths[group.name]), here)
             compensator.visit(layer)
+        compensator.finish()
     cut = plan(graph, keep=work.keep)
     smaller = cut.apply(work.pruned, inplace=True)
     macs = [graph.costs.macs(), graph.costs.macs(cut.keep)]

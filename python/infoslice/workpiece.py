@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from infoslice.criteria import Criterion
 from infoslice.graph import ChannelGraph, ChannelGroup
-from infoslice.graph.following import Step
+from infoslice.graph.following import Step, following, sums
 from infoslice.group_statistics import GroupStatistics, LayerStatistics, NotMeasuredError
 from infoslice.group_weights import filters
 from infoslice.lockstep import Lockstep
@@ -50,7 +50,6 @@ class Workpiece:
         original: nn.Module,
         pruned: nn.Module,
         inputs: Callable[[], Inputs],
-        steps: Mapping[str, tuple[Step, ...]],
         injection: Injection,
         kind: Kind,
         seed: int,
@@ -59,7 +58,8 @@ class Workpiece:
         max_variables: int,
     ) -> None:
         self.graph, self.original, self.pruned = graph, original, pruned
-        self.inputs, self.steps, self.target = inputs, steps, target
+        self.inputs, self.target = inputs, target
+        self.steps, self.sums = following(graph), sums(graph)
         self.injection, self.kind, self.seed = injection, kind, seed
         self.batch_size, self.max_variables = batch_size, max_variables
         self.keep: dict[str, Tensor] = {}
@@ -89,7 +89,9 @@ class Workpiece:
 
     def _lockstep(self, model: nn.Module, *, after: bool) -> Lockstep:
         batches = self.inputs().batches(self.batch_size)
-        return self._open.enter_context(Lockstep(model, batches, self.graph.layers, after=after))
+        added = [where.norm or layer for layer, where in self.sums.items()]
+        walk = Lockstep(model, batches, self.graph.layers, after=after, added=added)
+        return self._open.enter_context(walk)
 
     def statistics(self, groups: Sequence[ChannelGroup]) -> dict[str, GroupStatistics]:
         """Of groups, on what the network pruned so far passes on; measured when first read."""

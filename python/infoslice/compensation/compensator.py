@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Literal, cast
 
@@ -18,6 +18,7 @@ from infoslice.compensation.one_shot import fold_mean_, linear_moments
 from infoslice.compensation.refit import joint_moments, refit_, refittable
 from infoslice.criteria import merges
 from infoslice.graph import ChannelGroup
+from infoslice.graph.following import Sum
 from infoslice.group_statistics import GroupStatistics
 from infoslice.statistics import (
     Moments,
@@ -45,6 +46,7 @@ class Compensator:
     def __init__(self, work: Workpiece, how: frozenset[Compensation], ridge: float) -> None:
         self.work, self.how, self.ridge = work, how, ridge
         self.not_refitted: dict[str, str] = {}
+        self._waiting: dict[str, tuple[Sum, Sequence[Tensor], Sequence[Tensor]]] = {}
         nodes = [n for n in work.graph.signature.nodes if n.op == "call_function"]
         self._norm_calls = Counter(n.module for n in nodes if "batch_norm" in str(n.target))
 
@@ -53,6 +55,17 @@ class Compensator:
         if "merge" in self.how and any(piece.role == "in" for piece in group.slices):
             merge_(self.work.pruned, group, merges(statistics, keep))
         self.work.decide(group, keep, statistics)
+
+    def approach(self, name: str) -> None:
+        """Come to a layer: settle the sums that are executed before it."""
+        for waiting, (where, x, y) in list(self._waiting.items()):
+            if name not in where.before:
+                del self._waiting[waiting]
+                self._settle(where, x, y)
+
+    def finish(self) -> None:
+        """After the last layer."""
+        self.approach("")
 
     def visit(self, name: str) -> None:
         """Compensate at one layer, if anything before it was cut and nothing speaks against it."""
@@ -74,6 +87,10 @@ class Compensator:
         why = self._not_refittable(name, layer)
         if why:
             self.not_refitted[name] = why
+            return
+        if "sequential" in self.how and name in self.work.sums:
+            found = self.work.in_pruned.at(name), self.work.in_original.at(name)
+            self._waiting[name] = (self.work.sums[name], *found)
             return
         norm, kept = self._norm_behind(name), self._kept_variables(name, layer)
         if "sequential" in self.how:
@@ -97,6 +114,34 @@ class Compensator:
             restate_(norm, self.work.in_pruned.at(name))
         else:
             self.not_refitted[name] = "it is called several times, with statistics of all of them"
+
+    def _settle(self, where: Sum, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        """Refit a layer so that the *sum* is what it is in the original.
+
+        The target is the original's output plus what the other operand, of the pruned network, has
+        come to lack. The forwards of the pruned network went through the layer with its old
+        weights, and are given its new output at the sum.
+        """
+        work, name = self.work, where.layer
+        layer = cast("nn.Linear | _ConvNd", work.pruned.get_submodule(name))
+        norm, kept = self._norm_behind(name), self._kept_variables(name, layer)
+        module = where.norm or name
+        others = zip(work.in_original.at_sum(module), work.in_pruned.at_sum(module), strict=True)
+        total: Moments | None = None
+        for x, y, (there, here) in zip(inputs, outputs, others, strict=True):
+            lacking = there - here
+            if norm is not None:
+                lacking = lacking * _inverse_gain(norm).view(-1, *[1] * (y.dim() - 2))
+            found = measure(layer, x, y + lacking)
+            total = found if total is None else total.merge(found)
+        assert total is not None  # Inputs hold at least one batch
+        refit_(layer, total, kept, norm=norm, ridge=self.ridge)
+        with torch.no_grad():
+            new = [cast(Tensor, layer(x)) for x in inputs]
+            if where.norm:
+                last = work.pruned.get_submodule(where.norm)
+                new = [cast(Tensor, last(y)) for y in new]
+        work.in_pruned.replace(new)
 
     def _norm_behind(self, name: str) -> _BatchNorm | None:
         """The batch norm that alone reads the layer's output, if it holds running statistics."""
@@ -163,3 +208,12 @@ class Compensator:
                     places = piece.index_map.indices(removed.nonzero().flatten())
                     kept.view(-1, taps)[places] = False
         return kept.nonzero().flatten()
+
+
+def _inverse_gain(norm: _BatchNorm) -> Tensor:
+    """``[C]``: what a unit of the norm's output is at its input; 0 where nothing comes through."""
+    spread = cast(Tensor, norm.running_var).add(norm.eps).sqrt()
+    if not norm.affine:
+        return spread
+    gain = norm.weight.detach() / spread
+    return torch.where(gain != 0, gain.reciprocal(), 0)

@@ -1,7 +1,8 @@
-"""What happens to the output of a layer before another layer or a second operand meets it."""
+"""What happens to the output of a layer before another layer reads it."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from infoslice.graph.channel_graph import ChannelGraph
 from infoslice.graph.recording import Node
 
-__all__ = ["Step", "following"]
+__all__ = ["Step", "Sum", "following", "sums"]
 
 _NORMS = ("batch_norm",)
 _POINTWISE = """relu relu6 hardtanh hardswish hardsigmoid gelu silu elu selu leaky_relu tanh sigmoid
@@ -52,6 +53,51 @@ def following(graph: ChannelGraph) -> dict[str, tuple[Step, ...]]:
         for node in calls
         if _name(node) in _LAYERS and layers[node.module] == 1
     }
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Where a layer's output, batch-normed by ``norm`` if that is not empty, meets another tensor.
+
+    ``before``: the layers whose first call comes before the sum.
+    """
+
+    layer: str
+    norm: str
+    before: frozenset[str]
+
+
+def sums(graph: ChannelGraph) -> dict[str, Sum]:
+    """Layer -> the sum of its output, as it is or batch-normed, and another tensor of its shape.
+
+    Only layers and norms called exactly once are listed. Where both operands come from such layers
+    it is the one that reads more variables.
+    """
+    calls = [node for node in graph.signature.nodes if node.op == "call_function"]
+    place = {node: number for number, node in enumerate(calls)}
+    first: dict[str, int] = {}
+    for node in calls:
+        first.setdefault(node.module, place[node])
+    chains = following(graph)
+    found: dict[Node, tuple[int, Sum]] = {}
+    for node in calls:
+        if node.module not in chains or _name(node) not in _LAYERS:
+            continue
+        steps, last = chains[node.module][:1], node
+        norm = steps[0].module if steps and steps[0].is_norm else ""
+        if norm:
+            (last,) = node.users
+        (then, *others) = last.users or (None,)
+        if then is None or others or _name(then) != "add" or then.kwargs.get("alpha", 1) != 1:
+            continue
+        operands = [a for a in then.args if isinstance(a, Node) and a.value == last.value]
+        if len(operands) != 2 or operands[0] is operands[1]:
+            continue
+        reads = math.prod(graph.tensors[f"{node.module}.weight"][0][1:])
+        if then not in found or found[then][0] < reads:
+            before = frozenset(n for n in graph.layers if first.get(n, place[then]) < place[then])
+            found[then] = reads, Sum(node.module, norm, before)
+    return {one.layer: one for _, one in found.values()}
 
 
 def _chain(node: Node, norms: Counter[str]) -> tuple[Step, ...]:

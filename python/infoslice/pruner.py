@@ -25,6 +25,7 @@ from infoslice.workpiece import Injection, Target, Workpiece
 
 __all__ = ["Compensation", "Perturbation", "PruningResult", "prune"]
 
+_MOST = 1 - 1e-6  # of the channels of a group: all but one
 Perturbation = Literal["auto", "matched", "gaussian", "uniform"]
 
 
@@ -212,10 +213,14 @@ def prune(
     # The same share of each group does not depend on scores; a budget out of reach fails here.
     blank = {group.name: torch.zeros(group.channels) for group in graph.prunable}
     widths = {name: len(kept) for name, kept in chosen(blank).items()}
+    # Groups that stay whole at any ratio need no scores.
+    least = chosen(blank, pruning_ratio=_MOST, budget=None, allocation="uniform",
+                   max_pruning_ratio=_MOST)  # fmt: skip
+    fixed = {name for name, kept in least.items() if len(kept) == len(blank[name])}
     compensator = Compensator(work, compensations, compensation_ridge)
     with work:
         if allocation != "uniform":
-            groups = graph.prunable
+            groups = [group for group in graph.prunable if group.name not in fixed]
             statistics = work.statistics(groups)
             tried = {g.name: work.score(g, statistics[g.name], scored_by) for g in groups}
             scores = {name: values for name, values in tried.items() if values is not None}
@@ -232,6 +237,8 @@ def prune(
             compensator.approach(layer)
             for group in graph.prunable:
                 if layer not in group.consumers or group.name in work.seen:
+                    continue
+                if allocation != "uniform" or widths[group.name] == group.channels:
                     continue
                 here = work.statistics_at(group, layer)
                 found = work.score(group, here, scored_by)

@@ -68,7 +68,7 @@ class Workpiece:
         calls = [node for node in graph.signature.nodes if node.op == "call_function"]
         self.called = {node.module for node in calls}
         self.known: list[tuple[ChannelGroup, GroupStatistics]] = []
-        self._norms = {n: s[0].module for n, s in steps.items() if s and s[0].is_norm}
+        self._norms = {n: s[0].module for n, s in self.steps.items() if s and s[0].is_norm}
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Workpiece:

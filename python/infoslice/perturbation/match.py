@@ -1,124 +1,17 @@
-"""What is put into a network when there is no data: maximum-entropy inputs.
-
-The Gaussian has the largest entropy at a given mean and variance, the uniform distribution on a
-given range. Both ignore what the network has learnt to expect, and deep layers then see activations
-that no real input causes. A *matched* perturbation starts from Gaussian noise and is fitted until
-the batch-norm layers see the means and variances recorded in the checkpoint: the noise is moved no
-further than these moments ask for, and still no data is used.
-"""
+"""Inputs fitted until a network sees the statistics that it has recorded in training."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import _pytree as pytree
 
+from infoslice.perturbation.inputs import Inputs, evaluating
 from infoslice.progress import track
 
-__all__ = ["Inputs", "Kind", "evaluating", "match", "noise", "recorded_layers"]
-
-Kind = Literal["gaussian", "uniform"]
-
-
-class Inputs(NamedTuple):
-    """Arguments of a model's forward; the first dimension of every tensor counts samples."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, inputs: Any) -> Inputs:
-        """From a tensor, a tuple or list of arguments, or a dict of keyword arguments."""
-        if isinstance(inputs, Inputs):
-            return inputs
-        if isinstance(inputs, Tensor):
-            return cls((inputs,), {})
-        if isinstance(inputs, Mapping):
-            return cls((), dict(inputs))
-        if isinstance(inputs, (tuple, list)):
-            return cls(tuple(inputs), {})
-        raise TypeError(
-            f"Inputs: argument inputs: expected a tensor, a tuple or list of arguments or a dict "
-            f"of keyword arguments, got {type(inputs).__name__}"
-        )
-
-    def tensors(self) -> list[Tensor]:
-        """All tensors among the arguments."""
-        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-    def samples(self) -> int:
-        """The common first dimension of the tensors. Raises ValueError if there is none."""
-        sizes = {tuple(t.shape[:1]) for t in self.tensors()}
-        if len(sizes) != 1 or sizes == {()}:
-            raise ValueError(
-                f"Inputs: argument inputs: expected tensors with one common number of samples in "
-                f"front, got shapes {[tuple(t.shape) for t in self.tensors()]}"
-            )
-        return int(self.tensors()[0].shape[0])
-
-    def map(self, function: Any) -> Inputs:
-        """The same arguments with ``function`` applied to every tensor."""
-        return Inputs(*pytree.tree_map_only(Tensor, function, (self.args, dict(self.kwargs))))
-
-    def batches(self, size: int) -> Iterator[Inputs]:
-        """Consecutive batches of at most ``size`` samples."""
-        for start in range(0, self.samples(), size):
-            yield self.map(lambda t, start=start: t[start : start + size])
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """``model`` in eval mode; the train/eval flag of every module is put back at the end."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, flag in flags:
-            module.training = flag
-
-
-def noise(example_inputs: Any, samples: int, *, kind: Kind = "gaussian", seed: int = 0) -> Inputs:
-    """Independent noise of mean 0 and variance 1 in the shape of the example inputs.
-
-    Args:
-        example_inputs: a tensor, a tuple or list of arguments, or a dict of keyword arguments; its
-            floating-point tensors ``[N, ...]`` give shape, dtype and device.
-        samples: how many, >= 2; takes the place of N.
-        kind: ``"gaussian"``, or ``"uniform"`` on [-sqrt 3, sqrt 3].
-        seed: equal seeds give equal noise on every device.
-
-    Raises:
-        ValueError: fewer than two samples, an unknown kind.
-        TypeError: a tensor that is not floating point (tokens, masks): noise has no meaning there.
-    """
-    if samples < 2:
-        raise ValueError(f"noise: argument samples: expected at least 2, got {samples}")
-    if kind not in ("gaussian", "uniform"):
-        raise ValueError(f"noise: argument kind: expected 'gaussian' or 'uniform', got {kind!r}")
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(example: Tensor) -> Tensor:
-        if not example.is_floating_point() or example.dim() == 0:
-            raise TypeError(
-                f"noise: argument example_inputs: expected floating-point tensors [N, ...], got "
-                f"{example.dtype} {tuple(example.shape)}; give such models real inputs as data"
-            )
-        shape = (samples, *example.shape[1:])
-        if kind == "gaussian":
-            values = torch.randn(shape, generator=generator)
-        else:
-            values = (2 * torch.rand(shape, generator=generator) - 1) * math.sqrt(3)
-        return values.to(example.device, example.dtype)
-
-    return Inputs.of(example_inputs).map(draw)
+__all__ = ["match", "recorded_layers"]
 
 
 def recorded_layers(model: nn.Module) -> list[_BatchNorm]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infoslice.statistics.accumulator import Stream, collect
+from infoslice.statistics.accumulator import Accumulator, Stream, collect
 from infoslice.statistics.entropy import (
     corrected_gaussian_mi,
     gaussian_entropy_bias,
@@ -15,13 +15,18 @@ from infoslice.statistics.layers import (
     weight_matrix,
 )
 from infoslice.statistics.measuring import measure
-from infoslice.statistics.moments import Moments
+from infoslice.statistics.moments import Moments, Shrinkage, Structure
 from infoslice.statistics.samples import Samples, collect_samples
+from infoslice.statistics.sampling_errors import SamplingErrors
 
 __all__ = [
+    "Accumulator",
     "Moments",
     "Samples",
+    "SamplingErrors",
+    "Shrinkage",
     "Stream",
+    "Structure",
     "collect",
     "collect_samples",
     "corrected_gaussian_mi",

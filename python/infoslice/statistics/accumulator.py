@@ -2,71 +2,246 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from infoslice.graph import ChannelGroup
 from infoslice.perturbation import Inputs, evaluating
+from infoslice.statistics.layers import supported
 from infoslice.statistics.measuring import measure
-from infoslice.statistics.moments import Moments
+from infoslice.statistics.moments import Moments, Structure
+from infoslice.statistics.state import from_tensors, to_tensors
 
-__all__ = ["Stream", "collect"]
+__all__ = ["Accumulator", "Stream", "collect"]
 
 Stream = Callable[[Tensor], Tensor]
+
+
+class Accumulator:
+    """Measures layers of a model in whatever forwards are run while it is open.
+
+    ``with Accumulator(model, layers) as found: ...`` hooks the layers; every call of one of them is
+    merged into ``found.moments`` at once, so that memory is that of the moments and of one batch,
+    however many batches there are. The model is run as it is: in eval mode or not, by whom ever.
+    It may be opened again, and goes on.
+
+    Attributes:
+        moments: by layer; a layer that was never called (or with weights of 0 only) is not there.
+        layers: all that are hooked.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Iterable[str | ChannelGroup],
+        *,
+        structure: Structure = "full",
+        block_sizes: Mapping[str, int] | None = None,
+        sampling_errors: bool = False,
+        outputs: Mapping[str, Stream] | None = None,
+        transforms: Mapping[str, Stream] | None = None,
+        fresh_noise: Stream | None = None,
+    ) -> None:
+        """Nothing is hooked yet.
+
+        Args:
+            model: whose layers they are. Never changed.
+            layers: module paths, each :func:`infoslice.statistics.supported`; or channel groups of
+                a :class:`infoslice.ChannelGraph`, of which all layers are meant that read or write
+                them and can be measured.
+            structure: ``"full"`` covariances, 8 d^2 bytes for a layer of d variables; ``"block"``:
+                those of variables that stand next to each other, 8 d b bytes; ``"diagonal"``:
+                variances alone, 8 d bytes.
+            block_sizes: variables of a block, b, by layer (the width of a head); by default those
+                of one channel (its taps).
+            sampling_errors: keep what :attr:`Moments.effective_count` and Ledoit-Wolf shrinkage
+                need. O(n d) more work, in float64.
+            outputs: layers whose output is measured too, each with the function applied to it first
+                (the activation; ``torch.nn.Identity()`` for the plain output).
+            transforms: layers whose padded input is passed through a function first, which keeps
+                its shape (see :class:`infoslice.statistics.Copula`).
+            fresh_noise: replaces the input of each layer, to perturb every layer by itself.
+
+        Raises:
+            TypeError: a path to a layer that cannot be measured.
+            AttributeError: a path that leads nowhere.
+        """
+        self.model, self.layers = model, tuple(dict.fromkeys(_names(model, layers)))
+        self.structure, self.sampling_errors = structure, sampling_errors
+        self.block_sizes, self.outputs = dict(block_sizes or {}), dict(outputs or {})
+        self.transforms, self.fresh_noise = dict(transforms or {}), fresh_noise
+        self.moments: dict[str, Moments] = {}
+        self._hooks: list[Any] = []
+        self._weights: Tensor | None = None
+
+    def __enter__(self) -> Accumulator:
+        for name in self.layers:
+            layer = self.model.get_submodule(name)
+            hook = layer.register_forward_hook(self._hook_of(name), with_kwargs=True)
+            self._hooks.append(hook)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    @contextmanager
+    def weighted(self, weights: Tensor | None) -> Iterator[None]:
+        """Weights of the samples of the forwards run inside: padding masks, or any numbers >= 0.
+
+        ``[N]``, or with more of the dimensions in which layers are applied: ``[N, T]`` for layers
+        that read tokens ``[N, T, C]``; see :func:`infoslice.statistics.measure`, which refuses a
+        layer that they do not fit (a layer behind pooling is to be measured without a mask).
+        """
+        before, self._weights = self._weights, weights
+        try:
+            yield
+        finally:
+            self._weights = before
+
+    def _hook_of(self, name: str) -> Any:
+        @torch.no_grad()
+        def hook(
+            layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor
+        ) -> None:
+            x = cast(Tensor, args[0] if args else kwargs["input"])
+            if self.fresh_noise is not None:
+                x = self.fresh_noise(x)
+                y = cast(Tensor, layer.forward(x))
+            of = self.outputs.get(name)
+            found = measure(
+                layer,
+                x,
+                None if of is None else of(y),
+                weights=self._weights,
+                structure=self.structure,
+                block_size=self.block_sizes.get(name),
+                sampling_errors=self.sampling_errors,
+                transform=self.transforms.get(name),
+            )
+            if found.count:
+                known = self.moments.get(name)
+                self.moments[name] = found if known is None else known.merge(found)
+
+        return hook
+
+    def merge(self, other: Accumulator) -> Accumulator:
+        """A new one that holds the samples of both, exactly; ``other`` may know other layers."""
+        merged = copy.copy(self)
+        merged._hooks, merged._weights = [], None
+        merged.layers = tuple(dict.fromkeys((*self.layers, *other.layers)))
+        merged.moments = dict(self.moments)
+        for name, found in other.moments.items():
+            known = merged.moments.get(name)
+            merged.moments[name] = found if known is None else known.merge(found)
+        return merged
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that was measured, as tensors by ``layer.field``; float64, numbers as 0-d tensors.
+
+        For ``torch.save`` and safetensors. Loaded and continued it gives the same numbers, bit for
+        bit, as without the interruption.
+        """
+        return {
+            f"{name}.{field}": tensor
+            for name, found in self.moments.items()
+            for field, tensor in to_tensors(found).items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Replace all that was measured.
+
+        Raises ValueError for a layer that is not among ``layers``, or moments of another structure.
+        """
+        by_layer: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in state.items():
+            name, _, field = key.rpartition(".")
+            by_layer.setdefault(name, {})[field] = tensor
+        unknown = sorted(set(by_layer) - set(self.layers))
+        if unknown:
+            raise ValueError(
+                f"load_state_dict: argument state: expected layers of this accumulator, got "
+                f"{unknown}"
+            )
+        found = {name: from_tensors(tensors) for name, tensors in by_layer.items()}
+        for name, moments in found.items():
+            if moments.structure != self.structure:
+                raise ValueError(
+                    f"load_state_dict: argument state: expected {self.structure} covariances, got "
+                    f"a {moments.structure} one for layer '{name}'"
+                )
+        self.moments = found
+
+
+def _names(model: nn.Module, layers: Iterable[str | ChannelGroup]) -> Iterator[str]:
+    for entry in layers:
+        if isinstance(entry, ChannelGroup):
+            names = (*entry.producers, *entry.consumers)
+            yield from (name for name in names if supported(model.get_submodule(name)))
+        elif supported(model.get_submodule(entry)):
+            yield entry
+        else:
+            raise TypeError(
+                f"Accumulator: argument layers: expected linear layers and convolutions with "
+                f"groups=1, got '{entry}', a {type(model.get_submodule(entry)).__name__}"
+            )
 
 
 def collect(
     model: nn.Module,
     inputs: Inputs,
-    layers: Iterable[str],
+    layers: Iterable[str | ChannelGroup],
     *,
     batch_size: int = 64,
+    weights: Tensor | None = None,
+    structure: Structure = "full",
+    sampling_errors: bool = False,
     outputs: Mapping[str, Stream] | None = None,
+    transforms: Mapping[str, Stream] | None = None,
     fresh_noise: Stream | None = None,
 ) -> dict[str, Moments]:
-    """Run ``model`` in eval mode and measure ``layers``; memory is bounded by one batch.
+    """Run ``model`` in eval mode on all ``inputs`` and measure ``layers``.
+
+    An :class:`Accumulator` and the loop over the batches; see there for what is not listed here.
 
     Args:
         model: nothing of it changes.
         inputs: what is put in.
-        layers: module paths, each :func:`supported`. Layers called several times are pooled.
-        batch_size: samples per forward.
-        outputs: layers whose output is measured too, each with the function applied to it first
-            (the activation; ``torch.nn.Identity()`` for the plain output).
-        fresh_noise: replaces the input of each layer, to perturb every layer by itself.
+        layers: layers called several times are pooled.
+        batch_size: samples per forward; bounds the memory.
+        weights: of the samples of ``inputs`` or of their positions, ``[N, ...]``; see
+            :meth:`Accumulator.weighted`.
+        structure: of the covariances.
+        sampling_errors: keep them too.
+        outputs: layers whose output is measured too.
+        transforms: of the inputs of layers.
+        fresh_noise: replaces the input of each layer.
 
     Raises:
         ValueError: a layer was never called, or an activation is NaN or infinite.
     """
-    outputs = outputs or {}
-    found: dict[str, Moments] = {}
-    names = list(dict.fromkeys(layers))
-
-    def hook_of(name: str) -> Any:
-        def hook(layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-            x = args[0]
-            if fresh_noise is not None:
-                x = fresh_noise(x)
-                y = cast(Tensor, layer.forward(x))
-            of = outputs.get(name)
-            moments = measure(layer, x, None if of is None else of(y))
-            found[name] = found[name].merge(moments) if name in found else moments
-
-        return hook
-
-    hooks = [model.get_submodule(name).register_forward_hook(hook_of(name)) for name in names]
-    try:
-        with evaluating(model), torch.no_grad():
-            for batch in inputs.batches(batch_size):
+    accumulator = Accumulator(
+        model,
+        layers,
+        structure=structure,
+        sampling_errors=sampling_errors,
+        outputs=outputs,
+        transforms=transforms,
+        fresh_noise=fresh_noise,
+    )
+    with evaluating(model), torch.no_grad(), accumulator:
+        for number, batch in enumerate(inputs.batches(batch_size)):
+            at = slice(number * batch_size, (number + 1) * batch_size)
+            with accumulator.weighted(None if weights is None else weights[at]):
                 model(*batch.args, **batch.kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    missing = [name for name in names if name not in found]
+    missing = [name for name in accumulator.layers if name not in accumulator.moments]
     if missing:
         raise ValueError(
             f"collect: argument layers: expected layers that are called, got {missing}"
         )
-    return found
+    return accumulator.moments

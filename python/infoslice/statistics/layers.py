@@ -103,22 +103,25 @@ def output_positions(layer: nn.Module, x: Tensor) -> tuple[int, ...]:
 def receptive_fields(layer: nn.Module, x: Tensor) -> Iterator[Tensor]:
     """What ``layer`` reads of a padded input, as rows ``[n, d]``, one for each output position.
 
-    Those of a convolution are copies, and come a few samples at a time so that memory stays small.
+    A few samples of the batch at a time, so that the memory for copies stays small.
     """
-    if not isinstance(layer, _ConvNd):
-        yield x.reshape(-1, x.shape[-1])
-        return
-    if isinstance(layer, _ConvTransposeNd):
-        yield x.movedim(1, -1).reshape(-1, x.shape[1])
-        return
-    sizes, d = output_positions(layer, x), x.shape[1] * variables_per_channel(layer)
-    few = max(1, _CHUNK // max(1, torch.Size(sizes).numel() * d))
-    for images in torch.split(x, few):
-        strides = images.stride()
-        jumps = [s * jump for s, jump in zip(strides[2:], layer.stride, strict=True)]
-        steps = [s * step for s, step in zip(strides[2:], layer.dilation, strict=True)]
-        view = images.as_strided(
-            (len(images), *sizes, x.shape[1], *layer.kernel_size),
-            (strides[0], *jumps, strides[1], *steps),
-        )
-        yield view.reshape(-1, d)
+    taps = variables_per_channel(layer)
+    channel_dim = 1 if isinstance(layer, _ConvNd) else -1
+    d = x.shape[channel_dim] * taps
+    few = max(1, _CHUNK // max(1, torch.Size(output_positions(layer, x)).numel() * d))
+    for samples in torch.split(x, few):
+        if isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd):
+            yield _patches(layer, samples).reshape(-1, d)
+        else:
+            yield samples.movedim(channel_dim, -1).reshape(-1, d)
+
+
+def _patches(layer: _ConvNd, x: Tensor) -> Tensor:
+    """``[N, *positions, C, *taps]``, a view."""
+    strides = x.stride()
+    jumps = [s * jump for s, jump in zip(strides[2:], layer.stride, strict=True)]
+    steps = [s * step for s, step in zip(strides[2:], layer.dilation, strict=True)]
+    return x.as_strided(
+        (len(x), *output_positions(layer, x), x.shape[1], *layer.kernel_size),
+        (strides[0], *jumps, strides[1], *steps),
+    )

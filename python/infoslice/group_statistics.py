@@ -56,13 +56,15 @@ class LayerStatistics:
     ``moments``: of its input X and, where measured, its output Y (see :class:`Moments`).
     ``weight``: float64 ``[m, d]``, the layer as a matrix. ``variables`` int64 ``[C, r]``: for
     channel c of the group, its columns of X (a layer that reads) or its rows of Y (one that
-    writes).
+    writes). ``shifts``: whether the layer can shift its output, by a bias or by the mean of a batch
+    norm that alone follows it.
     """
 
     name: str
     moments: Moments
     weight: Tensor
     variables: Tensor
+    shifts: bool = True
 
     @property
     def mean(self) -> Tensor:
@@ -73,6 +75,11 @@ class LayerStatistics:
     def variance(self) -> Tensor:
         """Of each variable of X, divided by n, float64 ``[d]``."""
         return self.moments.covariance_x.diagonal()
+
+    def second_moments(self, *, centred: bool) -> Tensor:
+        """Of X, float64 ``[d, d]``: its covariance, or ``E[X X']`` about the origin."""
+        s = self.moments.covariance_x
+        return s if centred else s + torch.outer(self.mean, self.mean)
 
     def covariances(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of X ``[d, d]``, between X and Y ``[d, m]``, and of Y ``[m, m]``, without noise.
@@ -193,4 +200,5 @@ class GroupStatistics:
         ]
         places = torch.cat(maps, 1)
         variables = places[:, :, None] * taps + torch.arange(taps)
-        return LayerStatistics(name, moments, weight_matrix(layer), variables.flatten(1))
+        shifts = getattr(layer, "bias", None) is not None or name in self._norms
+        return LayerStatistics(name, moments, weight_matrix(layer), variables.flatten(1), shifts)

@@ -9,22 +9,25 @@ from functools import cache, partial
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from infoslice.allocation import sensitivity
 from infoslice.compensation.compensator import Compensation, Compensator
 from infoslice.criteria import CRITERIA, Criterion
-from infoslice.graph import ChannelGraph, trace
+from infoslice.graph import ChannelGraph, ChannelGroup, trace
+from infoslice.group_statistics import GroupStatistics
 from infoslice.perturbation import Inputs, Kind, match, noise, recorded_layers
 from infoslice.progress import track
+from infoslice.refinement import swaps
 from infoslice.report import Report, totals
 from infoslice.selection import Allocation, Budget, best, check_ratio, select
 from infoslice.surgery import Edit, PruningPlan, plan
 from infoslice.workpiece import Injection, Target, Workpiece
 
-__all__ = ["Compensation", "Perturbation", "PruningResult", "prune"]
+__all__ = ["Compensation", "Perturbation", "PruningResult", "Refinement", "prune"]
 
+Refinement = Literal["none", "swaps"]
 _MOST = 1 - 1e-6  # of the channels of a group: all but one
 Perturbation = Literal["auto", "matched", "gaussian", "uniform"]
 
@@ -51,6 +54,7 @@ def prune(
     allocation: Allocation = "global",
     max_pruning_ratio: float | None = None,
     round_to: int = 1,
+    refinement: Refinement = "none",
     compensation: Compensation | Sequence[Compensation] = "sequential",
     compensation_ridge: float = 1e-2,
     perturbation: Perturbation = "auto",
@@ -88,8 +92,8 @@ def prune(
             :func:`infoslice.selection.select`.
         pruning_ratio_dict: own ratios for some groups, by name, module path or pattern; 0 leaves a
             group whole. See :func:`infoslice.selection.select`.
-        criterion: ``"causal"`` (:func:`infoslice.criteria.causal`), ``"l1_norm"``, ``"l2_norm"``,
-            ``"random"``, or a function ``(statistics, weights) -> scores``.
+        criterion: ``"causal"`` (:func:`infoslice.criteria.causal`) or another name in
+            :data:`infoslice.criteria.CRITERIA`, or a function ``(statistics, weights) -> scores``.
         criterion_options: keyword arguments for it, as ``{"score": "pairwise"}``.
         allocation: ``"global"``: the lowest scores of all groups go, all scored on the unpruned
             network. ``"uniform"``: the same share of each group; groups are then visited in order
@@ -101,6 +105,8 @@ def prune(
         max_pruning_ratio: at most this share of any one group; by default half-way from
             ``pruning_ratio`` to all of it.
         round_to: channels kept per group are rounded up to a multiple of this.
+        refinement: ``"swaps"``: exchange channels of the selection as long as the error of the
+            layers that read them falls, see :func:`infoslice.refinement.swaps`.
         compensation: what the layers left do about it; one of the first three, with or without
             the others, or ``"none"``. ``"bias"``: the mean of what was removed goes into the bias
             of the layers that read it. ``"least_squares"``: each of them is refitted to give the
@@ -154,6 +160,7 @@ def prune(
             check_ratio("prune", name, ratio)
     for name, value, allowed in (
         ("allocation", allocation, get_args(Allocation)),
+        ("refinement", refinement, get_args(Refinement)),
         ("perturbation", perturbation, get_args(Perturbation)),
         ("injection", injection, get_args(Injection)),
         ("target", target, get_args(Target)),
@@ -218,6 +225,12 @@ def prune(
                    max_pruning_ratio=_MOST)  # fmt: skip
     fixed = {name for name, kept in least.items() if len(kept) == len(blank[name])}
     compensator = Compensator(work, compensations, compensation_ridge)
+
+    def decide(group: ChannelGroup, keep: Tensor, statistics: GroupStatistics) -> None:
+        if refinement == "swaps":
+            keep = swaps(statistics, keep)
+        compensator.decide(group, keep, statistics)
+
     with work:
         if allocation != "uniform":
             groups = [group for group in graph.prunable if group.name not in fixed]
@@ -232,7 +245,7 @@ def prune(
             keep = chosen(scores)
             for group in groups:
                 if group.name in keep:
-                    compensator.decide(group, keep[group.name], statistics[group.name])
+                    decide(group, keep[group.name], statistics[group.name])
         for layer in track(graph.layers, "pruning layer by layer", show=show_progress):
             compensator.approach(layer)
             for group in graph.prunable:
@@ -243,7 +256,7 @@ def prune(
                 here = work.statistics_at(group, layer)
                 found = work.score(group, here, scored_by)
                 if found is not None:
-                    compensator.decide(group, best(found, widths[group.name]), here)
+                    decide(group, best(found, widths[group.name]), here)
             compensator.visit(layer)
         compensator.finish()
     cut = plan(graph, keep=work.keep)

@@ -12,27 +12,41 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from infoslice.criteria.activation_norm import activation_norm
 from infoslice.criteria.batch_norm_scale import batch_norm_scale
 from infoslice.criteria.causal import causal
 from infoslice.criteria.cop import cop
+from infoslice.criteria.flap import flap
 from infoslice.criteria.fpgm import fpgm
+from infoslice.criteria.greedy_mi import greedy_mi
+from infoslice.criteria.leverage import leverage
 from infoslice.criteria.magnitude import l1_norm, l2_norm
+from infoslice.criteria.obs import obs
 from infoslice.criteria.random import random
 from infoslice.criteria.srinivas_babu import merges, srinivas_babu
+from infoslice.criteria.variance import variance
+from infoslice.criteria.wanda_sp import wanda_sp
 from infoslice.group_statistics import GroupStatistics
 
 __all__ = [
     "CRITERIA",
     "Criterion",
+    "activation_norm",
     "batch_norm_scale",
     "causal",
     "cop",
+    "flap",
     "fpgm",
+    "greedy_mi",
     "l1_norm",
     "l2_norm",
+    "leverage",
     "merges",
+    "obs",
     "random",
     "srinivas_babu",
+    "variance",
+    "wanda_sp",
 ]
 
 Criterion = Callable[[GroupStatistics, Sequence[Tensor]], Tensor]
@@ -46,4 +60,11 @@ CRITERIA: dict[str, Callable[..., Tensor]] = {
     "l2_norm": l2_norm,
     "random": random,
     "srinivas_babu": srinivas_babu,
+    "wanda_sp": wanda_sp,
+    "variance": variance,
+    "obs": obs,
+    "leverage": leverage,
+    "greedy_mi": greedy_mi,
+    "flap": flap,
+    "activation_norm": activation_norm,
 }

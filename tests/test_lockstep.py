@@ -127,3 +127,15 @@ def test_at_a_sum_the_other_operand_is_seen_and_the_first_replaced(inplace):
         walk.replace([torch.full_like(batch.args[0], 3.0) for batch in batches])
         for x, batch in zip(walk.at("b"), batches, strict=True):
             assert torch.equal(x, 2 * batch.args[0] + 3)
+
+
+def test_a_layer_may_be_called_with_keywords_alone():
+    class Named(Counting):
+        def forward(self, x):
+            return super().forward(self.a(input=x)[:, :3])
+
+    model, batches = Named(), _batches()
+    with Lockstep(model, batches, ["a", "b"], after=False) as walks:
+        for batch, x in zip(batches, walks.at("a"), strict=True):
+            assert x is batch.args[0]
+        assert walks.at("b")[0].shape == (2, 4)

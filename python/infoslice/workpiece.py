@@ -21,6 +21,8 @@ from infoslice.perturbation import Inputs, Kind, noise
 from infoslice.report import LayerReport
 from infoslice.statistics import (
     Moments,
+    Stream,
+    Structure,
     collect,
     measure,
     supported,
@@ -96,14 +98,27 @@ class Workpiece:
     def statistics(self, groups: Sequence[ChannelGroup]) -> dict[str, GroupStatistics]:
         """Of groups, on what the network pruned so far passes on; measured when first read."""
         names = {name for g in groups for name in (*g.consumers, *g.producers)}
+        layers = [name for name in self.graph.layers if name in names]
+        reasons = {name: reason for name in layers if (reason := self._not_readable(name))}
 
         @cache
         def moments() -> Mapping[str, Moments]:
-            reasons = {name: self.not_measurable(name) for name in self.graph.layers}
-            measured = [n for n, reason in reasons.items() if n in names and not reason]
-            return _Known(self._collect(measured), reasons)
+            reasons = {name: self.not_measurable(name) for name in layers}
+            measured = [name for name, reason in reasons.items() if not reason]
+            return _Known(self._collect(measured, "full"), reasons)
 
-        return {g.name: GroupStatistics(g, self.pruned, moments, self._norms) for g in groups}
+        @cache
+        def diagonals() -> Mapping[str, Moments]:
+            known = moments() if moments.cache_info().currsize else {}
+            left = [name for name in layers if name not in reasons and name not in known]
+            return {**known, **self._collect(left, "diagonal")} if left else known
+
+        return {
+            g.name: GroupStatistics(
+                g, self.pruned, moments, self._norms, diagonals=diagonals, not_measurable=reasons
+            )
+            for g in groups
+        }
 
     def statistics_at(self, group: ChannelGroup, name: str) -> GroupStatistics:
         """Of a group, when layer ``name``, the first that reads it, is visited.
@@ -116,27 +131,41 @@ class Workpiece:
         if not alone or self.not_measurable(name):
             return again
 
-        @cache
-        def moments() -> Mapping[str, Moments]:
+        def here(structure: Structure) -> Moments:
             layer = self.pruned.get_submodule(name)
             total: Moments | None = None
             for x in self.in_pruned.at(name):
                 y = None
-                if self.target == "post" and not isinstance(layer, _ConvTransposeNd):
+                if name in self._outputs([name], structure):
                     y = self._activate(self.steps[name], cast(Tensor, layer.forward(x)))
-                found = measure(layer, x, y)
+                found = measure(layer, x, y, structure=structure)
                 total = found if total is None else total.merge(found)
             assert total is not None  # Inputs hold at least one batch
-            return _Here({name: total}, again)
+            return total
 
-        return GroupStatistics(group, self.pruned, moments, self._norms)
+        @cache
+        def moments() -> Mapping[str, Moments]:
+            return _Here({name: here("full")}, lambda: again.moments)
 
-    def _collect(self, layers: list[str]) -> dict[str, Moments]:
-        outputs = {}
-        if self.target == "post":
-            for name in layers:
-                if not isinstance(self.pruned.get_submodule(name), _ConvTransposeNd):
-                    outputs[name] = partial(self._activate, self.steps.get(name, ()))
+        @cache
+        def diagonals() -> Mapping[str, Moments]:
+            if moments.cache_info().currsize:
+                return moments()
+            return _Here({name: here("diagonal")}, lambda: again.diagonals)
+
+        return GroupStatistics(group, self.pruned, moments, self._norms, diagonals=diagonals)
+
+    def _outputs(self, layers: list[str], structure: Structure) -> dict[str, Stream]:
+        """What is measured of the outputs, by layer."""
+        if self.target == "pre" or structure != "full":
+            return {}
+        return {
+            name: partial(self._activate, self.steps.get(name, ()))
+            for name in layers
+            if not isinstance(self.pruned.get_submodule(name), _ConvTransposeNd)
+        }
+
+    def _collect(self, layers: list[str], structure: Structure) -> dict[str, Moments]:
         fresh = None
         if self.injection == "layer":
             generator = torch.Generator().manual_seed(self.seed)
@@ -146,7 +175,8 @@ class Workpiece:
             self.inputs(),
             layers,
             batch_size=self.batch_size,
-            outputs=outputs,
+            structure=structure,
+            outputs=self._outputs(layers, structure),
             fresh_noise=fresh,
         )
 
@@ -157,6 +187,13 @@ class Workpiece:
 
     def not_measurable(self, name: str) -> str:
         """Why the covariance of what the layer reads cannot be had; empty if it can."""
+        reason = self._not_readable(name)
+        if not reason and self.wide(name):
+            return f"layer '{name}' reads more than max_variables = {self.max_variables} variables"
+        return reason
+
+    def _not_readable(self, name: str) -> str:
+        """Why not even means and variances can be had."""
         layer = self.pruned.get_submodule(name)
         if not supported(layer) or "weight" not in layer._parameters:
             return (
@@ -165,8 +202,6 @@ class Workpiece:
             )
         if name not in self.called:
             return f"the weight of '{name}' is used by other code than its own"
-        if self.wide(name):
-            return f"layer '{name}' reads more than max_variables = {self.max_variables} variables"
         return ""
 
     def wide(self, name: str) -> bool:
@@ -259,12 +294,14 @@ class _Known(dict[str, Moments]):
 class _Here(dict[str, Moments]):
     """Moments of the layer that is visited; of others as the network, run again, shows them."""
 
-    def __init__(self, moments: Mapping[str, Moments], again: GroupStatistics) -> None:
+    def __init__(
+        self, moments: Mapping[str, Moments], again: Callable[[], Mapping[str, Moments]]
+    ) -> None:
         super().__init__(moments)
         self.again = again
 
     def __missing__(self, name: str) -> Moments:
-        return self.again.moments[name]
+        return self.again()[name]
 
 
 def _information(layer: LayerStatistics, keep: Tensor) -> tuple[float, float]:

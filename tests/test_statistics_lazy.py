@@ -1,0 +1,74 @@
+"""What a criterion does not look at is not measured: means and variances cost no covariance."""
+
+import pytest
+import torch
+from torch import nn
+
+import infoslice
+from infoslice import workpiece
+
+
+def _model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 3))
+
+
+def _variance(statistics, weights):
+    """Variance times weight of what reads each channel; the mean is looked at too."""
+    total = torch.zeros(statistics.channels, dtype=torch.float64)
+    for layer in statistics.consumers:
+        assert layer.mean.shape == layer.variance.shape
+        gain = layer.variance * layer.weight.square().sum(0)
+        total += gain[layer.variables].sum(1)
+    return total
+
+
+def _full(statistics, weights):
+    total = torch.zeros(statistics.channels, dtype=torch.float64)
+    for layer in statistics.consumers:
+        gain = layer.moments.covariance_x.diagonal() * layer.weight.square().sum(0)
+        torch.testing.assert_close(layer.variance, layer.moments.covariance_x.diagonal())
+        total += gain[layer.variables].sum(1)
+    return total
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("target", ["pre", "post"])
+def test_variances_are_measured_alone_and_equal_those_of_the_covariance(
+    allocation, target, monkeypatch
+):
+    seen = []
+    for name in ("collect", "measure"):
+        function = getattr(workpiece, name)
+
+        def spy(*args, _function=function, **options):
+            seen.append(options["structure"])
+            return _function(*args, **options)
+
+        monkeypatch.setattr(workpiece, name, spy)
+    model, x = _model(), torch.randn(64, 5)
+    options = {
+        "data": x, "allocation": allocation, "compensation": "none", "target": target,
+        "show_progress": False,
+    }  # fmt: skip
+    keep = infoslice.prune(model, x[:2], criterion=_variance, **options).plan.keep
+    assert set(seen) == {"diagonal"}
+    seen.clear()
+    expected = infoslice.prune(model, x[:2], criterion=_full, **options).plan.keep
+    assert set(seen) == {"full"}
+    assert keep.keys() == expected.keys()
+    for name, kept in keep.items():
+        assert torch.equal(torch.as_tensor(kept), torch.as_tensor(expected[name]))
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_a_wide_layer_is_left_whole_only_by_criteria_that_need_its_covariance(allocation):
+    model, x = _model(), torch.randn(64, 5)
+    options = {
+        "data": x, "allocation": allocation, "max_variables": 10, "show_progress": False,
+    }  # fmt: skip
+    whole = infoslice.prune(model, x[:2], criterion=_full, **options)
+    assert "max_variables = 10" in " ".join(whole.report.left_whole.values())
+    cut = infoslice.prune(model, x[:2], criterion=_variance, **options)
+    assert set(cut.report.left_whole) == {"4"}  # the model's output
+    assert cut.model[0].out_features < 12

@@ -107,3 +107,16 @@ def test_refusals():
         collect(model, Inputs.of(torch.randn(4, 3)), ["0", "unused"])
     with pytest.raises(ValueError, match=r"finite|NaN"):
         collect(nn.Sequential(nn.Linear(3, 2)), Inputs.of(torch.full((4, 3), torch.nan)), ["0"])
+
+
+@pytest.mark.parametrize("case", ["linear on tokens", "conv2d"])
+def test_a_regression_needs_no_covariance_of_the_output(case, assert_close):
+    layer, shape = CASES[case]
+    x = torch.randn(shape, dtype=torch.float64)
+    y = layer.double()(x).detach()
+    whole = measure(layer, x, y)
+    halves = [measure(layer, x[i], y[i], output_covariance=False) for i in (slice(2), slice(2, 9))]
+    found = halves[0].merge(halves[1])
+    assert_close(found.covariance_xy, whole.covariance_xy, factor=10)
+    assert_close(found.mean_y, whole.mean_y, factor=10)
+    assert found.scatter_y.numel() == 0

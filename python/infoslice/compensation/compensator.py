@@ -132,7 +132,7 @@ class Compensator:
             lacking = there - here
             if norm is not None:
                 lacking = lacking * _inverse_gain(norm).view(-1, *[1] * (y.dim() - 2))
-            found = measure(layer, x, y + lacking)
+            found = measure(layer, x, y + lacking, output_covariance=False)
             total = found if total is None else total.merge(found)
         assert total is not None  # Inputs hold at least one batch
         refit_(layer, total, kept, norm=norm, ridge=self.ridge)
@@ -160,7 +160,7 @@ class Compensator:
         total: Moments | None = None
         layer = work.pruned.get_submodule(name)
         for x, y in zip(work.in_pruned.at(name), work.in_original.at(name), strict=True):
-            found = measure(layer, x, y)
+            found = measure(layer, x, y, output_covariance=False)
             total = found if total is None else total.merge(found)
         assert total is not None  # Inputs hold at least one batch
         return total

@@ -33,6 +33,7 @@ def measure(
     weights: Tensor | None = None,
     structure: Structure = "full",
     block_size: int | None = None,
+    output_covariance: bool = True,
     sampling_errors: bool = False,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> Moments:
@@ -47,6 +48,7 @@ def measure(
             convolution ``[N, *spatial size of its output]``). What has weight 0 is not looked at.
         structure: of the covariance of X, see :class:`Moments`.
         block_size: variables of a block, a divisor of d; by default those of one channel.
+        output_covariance: of Y with itself; a regression of Y on X does without.
         sampling_errors: keep :class:`SamplingErrors` too.
         transform: applied to ``x`` after its padding was made explicit, before all else.
 
@@ -63,7 +65,7 @@ def measure(
     y = None if y is None else y.detach()
     w = None if weights is None else _row_weights(layer, x, weights)
     if structure == "full" and w is None:
-        moments = _of_batch(layer, x, y)
+        moments = _of_batch(layer, x, y, output_covariance)
     else:
         size = _block_size(layer, block_size)
         moments = _of_pieces(layer, x, y, w, structure, size)
@@ -119,12 +121,12 @@ def _row_weights(layer: nn.Module, x: Tensor, weights: Tensor) -> Tensor:
     return w.view(*w.shape, *[1] * (len(shape) - w.dim())).expand(shape).reshape(len(x), -1)
 
 
-def _of_batch(layer: nn.Module, x: Tensor, y: Tensor | None) -> Moments:
+def _of_batch(layer: nn.Module, x: Tensor, y: Tensor | None, of_y: bool) -> Moments:
     """Full covariances of samples of weight one: by the kernels."""
     if isinstance(layer, _ConvTransposeNd):
         return _of_channels(x, None, 1)
     if not isinstance(layer, _ConvNd):
-        return _of_channels(x, y, -1)
+        return _of_channels(x, y, -1, of_y)
     if x.dim() == 5:
         return _of_pieces(layer, x, y, None, "full", 1)
     geometry = {"stride": layer.stride, "dilation": layer.dilation}
@@ -133,21 +135,17 @@ def _of_batch(layer: nn.Module, x: Tensor, y: Tensor | None) -> Moments:
     count = x.shape[0] * torch.Size(output_positions(layer, x)).numel()
     if y is None:
         return _without_output(own, count)
-    cross = ops.patch_cross_covariance(
-        x, y, kernel, **geometry, correction=0, dtype=torch.float64
-    ).covariance
-    return _with_output(own, cross, y, 1, count)
+    cross = ops.patch_cross_covariance(x, y, kernel, **geometry, correction=0, dtype=torch.float64)
+    return _with_output(own, cross, y if of_y else None, 1, count)
 
 
-def _of_channels(x: Tensor, y: Tensor | None, channel_dim: int) -> Moments:
+def _of_channels(x: Tensor, y: Tensor | None, channel_dim: int, of_y: bool = True) -> Moments:
     count = x.numel() // x.shape[channel_dim]
     own = ops.covariance(x, channel_dim=channel_dim, correction=0, dtype=torch.float64)
     if y is None:
         return _without_output(own, count)
-    cross = ops.cross_covariance(
-        x, y, channel_dim=channel_dim, correction=0, dtype=torch.float64
-    ).covariance
-    return _with_output(own, cross, y, channel_dim, count)
+    cross = ops.cross_covariance(x, y, channel_dim=channel_dim, correction=0, dtype=torch.float64)
+    return _with_output(own, cross, y if of_y else None, channel_dim, count)
 
 
 def _without_output(own: ops.Covariance[Tensor], count: int) -> Moments:
@@ -163,16 +161,23 @@ def _without_output(own: ops.Covariance[Tensor], count: int) -> Moments:
 
 
 def _with_output(
-    own: ops.Covariance[Tensor], cross: Tensor, y: Tensor, channel_dim: int, count: int
+    own: ops.Covariance[Tensor],
+    cross: ops.CrossCovariance[Tensor],
+    y: Tensor | None,
+    channel_dim: int,
+    count: int,
 ) -> Moments:
-    of_y = ops.covariance(y, channel_dim=channel_dim, correction=0, dtype=torch.float64)
+    scatter_y = cross.covariance.new_empty(0, 0)
+    if y is not None:
+        of_y = ops.covariance(y, channel_dim=channel_dim, correction=0, dtype=torch.float64)
+        scatter_y = of_y.covariance * count
     return Moments(
         count,
         own.mean,
-        of_y.mean,
+        cross.mean_y,
         own.covariance * count,
-        cross * count,
-        of_y.covariance * count,
+        cross.covariance * count,
+        scatter_y,
     )
 
 

@@ -28,7 +28,8 @@ class Moments:
     their squares (None: all are one). ``scatter`` are sums of centred products, float64:
     ``scatter_x`` is ``[d, d]``, or ``[d / b, b, b]`` where only the blocks of b variables that
     stand next to each other were measured, or ``[d]``, the sums of squares alone. ``mean_y``,
-    ``scatter_xy`` and ``scatter_y`` are empty (m = 0) where no output was measured. ``errors``:
+    ``scatter_xy`` and ``scatter_y`` are empty (m = 0) where no output was measured, ``scatter_y``
+    alone where only its covariance with X was. ``errors``:
     see :class:`SamplingErrors`, None where not asked for.
     """
 
@@ -99,10 +100,15 @@ class Moments:
             mean_y,
             scatter_x,
             torch.addr(self.scatter_xy, dx, dy, alpha=self.count),
-            torch.addr(self.scatter_y, dy, dy, alpha=self.count),
+            self._about_y(dy),
             self.squared_weights,
             errors,
         )
+
+    def _about_y(self, dy: Tensor) -> Tensor:
+        if not self.scatter_y.numel():
+            return self.scatter_y.clone()
+        return torch.addr(self.scatter_y, dy, dy, alpha=self.count)
 
     @property
     def covariance_x(self) -> Tensor:

@@ -22,9 +22,9 @@ def swaps(
 ) -> Tensor:
     """Exchange one kept for one removed channel as long as the least-squares error falls.
 
-    The error is ``E|W X - W' X_S|^2`` for the best W' on the channels S that are kept, summed over
-    the layers that read the group; variables of other groups are always there. The moments of X are
-    those of :func:`infoslice.criteria.obs`, ``ridge * mean(diag)`` on their diagonal included. One
+    The error is ``E|W X - W' X_S|^2 / E|W X|^2`` for the best W' on the channels S that are kept,
+    summed over the layers that read the group; variables of other groups are always there. The
+    moments of X are those of :func:`infoslice.criteria.obs`, ``ridge * mean(diag)`` included. One
     of the channels cheapest to lose goes, the one that explains most of the rest comes in; both are
     known from the matrix swept on what is kept, which costs O(d (d + m) r) to bring up to date.
 
@@ -48,8 +48,10 @@ def swaps(
     kept[keep] = True
     if kept.all() or not kept.any():
         return keep
-    layers = [_Swept(layer, kept, ridge) for layer in statistics.consumers]
-    floor = 1e-9 * sum(layer.total for layer in layers)
+    layers = [_Swept(layer, kept, ridge) for layer in statistics.consumers if _reads(layer)]
+    if not layers:
+        return keep
+    floor = 1e-9 * len(layers)
     for _ in range(max_swaps):
         losses = torch.stack([layer.worth() for layer in layers]).sum(0)
         for out in losses.masked_fill(~kept, torch.inf).argsort()[: min(_TRIED, int(kept.sum()))]:
@@ -70,6 +72,12 @@ def swaps(
     return kept.nonzero().flatten()
 
 
+def _reads(layer: LayerStatistics) -> bool:
+    """Whether anything that the layer reads makes a difference."""
+    h = layer.second_moments(centred=layer.shifts)
+    return float(((layer.weight @ h) * layer.weight).sum()) > 0
+
+
 class _Swept:
     """Moments of X, and of X with Y, swept on the variables K that are kept (Goodnight 1979).
 
@@ -81,7 +89,8 @@ class _Swept:
         h = layer.second_moments(centred=layer.shifts)
         self.a = h + ridge * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
         self.c = self.a @ layer.weight.T
-        self.total = float((layer.weight.T * self.c).sum())
+        # Errors count relative to all that the layer puts out, as in obs.
+        self.c *= float((layer.weight.T * (h @ layer.weight.T)).sum()) ** -0.5
         self.variables = layer.variables
         inside = torch.ones(len(h), dtype=torch.bool)
         inside[layer.variables[~kept].flatten()] = False

@@ -19,7 +19,7 @@ from infoslice import ops
 from infoslice.group_statistics import GroupStatistics, LayerStatistics
 from infoslice.selection import increasing
 
-__all__ = ["Score", "causal", "increasing"]
+__all__ = ["Score", "causal"]
 
 Score = Literal["marginal", "pairwise", "conditional", "output"]
 

@@ -27,34 +27,38 @@ def flap(
     *,
     metric: Metric = "wifv",
     standardized: bool = False,
+    squared_heads: bool = False,
 ) -> Tensor:
     """Fluctuation of a channel, seen through the weights that read it, float64 ``[C]``.
 
-    With W the layer that reads the channels and X its input, summed over the variables v of a
-    channel and over the layers:
+    With W a layer that reads the channels and X its input, of every variable v:
 
     * ``wifv``: ``Var(X_v) * sum_r W_rv^2``, what the squared error of the output grows by when X_v
       is replaced by its mean, others unchanged;
     * ``wifn``: ``sqrt(E[X_v^2]) * sum_r |W_rv|``;
     * ``ifv``: ``Var(X_v)``.
 
-    Needs means and variances alone; takes channels for uncorrelated. O(m d). The released code
-    squares the attention metric once more; that is left out.
+    A channel is the sum of its variables, and several layers are summed. Needs means and variances
+    alone; takes channels for uncorrelated. O(m d).
 
     Args:
         statistics: of the group.
         weights: not used.
         metric: see above.
-        standardized: subtract the mean of the group's scores and divide by their standard
-            deviation, so that scores of different groups may share one threshold. All zero if the
-            scores are equal.
+        standardized: from the values of a layer's variables subtract their mean, divide by their
+            standard deviation (0 where they are equal), and take means over the variables of a
+            channel (the columns of a head) and over layers in place of sums. Scores of different
+            groups may then share one threshold: with ``allocation="global"`` the adaptive widths of
+            the source, but that it counts parameters where we count channels.
+        squared_heads: square the values where a channel has several variables, before all else:
+            what the released code does to those of attention, and the text does not say.
 
     Raises:
         ValueError: another ``metric``.
     """
     if metric not in get_args(Metric):
         raise ValueError(f"flap: argument metric: expected one of {get_args(Metric)}, got {metric}")
-    total = torch.zeros(statistics.channels, dtype=torch.float64)
+    found = []
     for layer in statistics.consumers:
         if metric == "wifv":
             values = layer.variance * layer.weight.square().sum(0)
@@ -63,8 +67,17 @@ def flap(
             values = norm * layer.weight.abs().sum(0)
         else:
             values = layer.variance
-        total += values[layer.variables].sum(1)
-    if not standardized:
-        return total
-    spread = total.std(correction=0)
-    return (total - total.mean()) / spread if spread > 0 else torch.zeros_like(total)
+        own = values[layer.variables]
+        if squared_heads and own.shape[1] > 1:
+            own = own.square()
+        found.append(_standardized(own).mean(1) if standardized else own.sum(1))
+    total = torch.stack(found)
+    return total.mean(0) if standardized else total.sum(0)
+
+
+def _standardized(values: Tensor) -> Tensor:
+    """z-scores among all entries; 0 where these differ by no more than rounding."""
+    spread = values.std(correction=min(1, values.numel() - 1))
+    if not spread > 4 * torch.finfo(values.dtype).eps * values.abs().max():
+        return torch.zeros_like(values)
+    return (values - values.mean()) / spread

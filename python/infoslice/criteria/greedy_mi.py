@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from infoslice import ops
-from infoslice.criteria.causal import increasing
 from infoslice.group_statistics import GroupStatistics
+from infoslice.selection import increasing
 
 __all__ = ["greedy_mi"]
 

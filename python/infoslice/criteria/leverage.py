@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from infoslice import ops
 from infoslice.group_statistics import GroupStatistics
 
 __all__ = ["leverage"]
@@ -32,7 +33,7 @@ def leverage(
         ridge: see above, > 0.
 
     Raises:
-        ValueError: ``ridge`` is not positive.
+        ValueError: ``ridge`` is not positive, or too small to invert.
     """
     if not ridge > 0:
         raise ValueError(f"leverage: argument ridge: expected > 0, got {ridge}")
@@ -43,7 +44,12 @@ def leverage(
         if not float(penalty) > 0:  # nothing is ever put in
             continue
         regular = second + penalty * torch.eye(len(second), dtype=second.dtype)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(regular))
+        found = ops.precision_diagonal(regular)
+        if int(found.info):
+            raise ValueError(
+                f"leverage: argument ridge: expected second moments of layer '{layer.name}' that "
+                f"are positive definite, got leading minor {int(found.info)}; raise ridge"
+            )
         # H (H + lambda I)^-1 = I - lambda (H + lambda I)^-1
-        total += (1 - penalty * inverse.diagonal())[layer.variables].sum(1)
+        total += (1 - penalty * found.diagonal)[layer.variables].sum(1)
     return total

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from infoslice import ops
-from infoslice.criteria.causal import increasing
-from infoslice.group_statistics import GroupStatistics
+from infoslice.group_statistics import GroupStatistics, LayerStatistics
+from infoslice.precision import inverse, precision_blocks
+from infoslice.selection import increasing
 
 __all__ = ["obs"]
 
@@ -24,6 +25,8 @@ def obs(
     *,
     greedy: bool = True,
     ridge: float = 1e-2,
+    centred: bool | None = None,
+    relative: bool = True,
 ) -> Tensor:
     """Growth of the squared error of the layers that read the group, float64 ``[C]``.
 
@@ -32,63 +35,68 @@ def obs(
 
         tr(W_c ([H^-1]_cc)^-1 W_c')
 
-    when channel c goes. H is centred where the layer can shift its output (it has a bias, or a
-    batch norm alone behind it). Summed over the layers that read the group;
-    0 for a channel none of whose variables is ever put in.
+    when channel c goes. Whatever else the layer reads stays and helps. Divided by the total
+    ``E|W X|^2`` of the layer, so that layers count alike, and summed over those that read the
+    group; 0 for a channel none of whose variables is ever put in.
 
     ``greedy``: one after the other, each loss given the channels gone before; the score is at least
     that of the channel before it, so that a ranking by score is the order of removal. Else all from
-    the full H at once. In squared units of the outputs: compares within a group; for a choice
-    between groups :func:`infoslice.criteria.causal` has the same ranking in nats.
+    the full H at once: two channels that say the same then both look worthless, and both go.
 
-    O((C r)^3) for r variables per channel, see :func:`infoslice.ops.obs_elimination`.
+    It is the error that ``compensation="least_squares"`` leaves. O((C r)^3) for r variables per
+    channel, see :func:`infoslice.ops.obs_elimination`.
 
     Args:
         statistics: of the group.
         weights: not used.
         greedy: see above.
         ridge: see above, > 0.
+        centred: H is the covariance, not ``E[X X']``. None: where the layer can shift its output (a
+            bias, or a batch norm alone behind it), so that means are made up for. The source has it
+            uncentred.
+        relative: False leaves out the division, as the source does: scores are in squared units of
+            the outputs. Where one layer reads the group the order is the same.
 
     Raises:
-        ValueError: ``ridge`` is not positive.
+        ValueError: ``ridge`` is not positive, or too small for moments of so few samples.
     """
     if not ridge > 0:
         raise ValueError(f"obs: argument ridge: expected > 0, got {ridge}")
     live = torch.zeros(statistics.channels, dtype=torch.bool)
-    precision: list[Tensor] = []
-    gram: list[Tensor] = []
-    sizes: list[int] = []
+    layers: list[tuple[LayerStatistics, Tensor, Tensor]] = []
     for layer in statistics.consumers:
-        h = layer.second_moments(centred=layer.shifts)
-        penalty = ridge * h.diagonal().mean()
-        if not float(penalty) > 0:  # nothing varies, so nothing is lost
+        h = layer.second_moments(centred=layer.shifts if centred is None else centred)
+        total = float(((layer.weight @ h) * layer.weight).sum())
+        if not total > 0:  # nothing that it reads makes a difference
             continue
         live |= (h.diagonal()[layer.variables] > 0).any(1)
-        h = h + penalty * torch.eye(len(h), dtype=h.dtype)
-        own = layer.variables.flatten()
-        precision.append(torch.cholesky_inverse(torch.linalg.cholesky(h))[own][:, own])
-        w = layer.weight[:, own]
-        gram.append(w.T @ w)
-        sizes.append(layer.variables.shape[1])
+        h = h + ridge * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
+        layers.append((layer, h, layer.weight / total**0.5 if relative else layer.weight))
     scores = torch.zeros(statistics.channels, dtype=torch.float64)
-    if greedy and sizes:
-        dead = (~live).nonzero().flatten()
-        order, losses, info = ops.obs_elimination(
-            precision, gram, statistics.channels - len(dead), group_size=sizes, keep=dead
-        )
-        if bool(info):
-            raise ValueError(
-                f"obs: argument ridge: expected second moments that stay positive definite, got a "
-                f"singular block at step {int(info)} of group '{statistics.name}'; raise ridge or "
-                f"the number of samples"
-            )
-        scores[order] = increasing(losses)
+    if not greedy:
+        for layer, h, w in layers:
+            rows = w.T[layer.variables]  # [C, r, m]
+            refitted = torch.linalg.solve(precision_blocks("obs", h, layer), rows)
+            scores += (rows * refitted).sum((1, 2))
+        return scores * live
+    precision, gram, sizes = [], [], []
+    for layer, h, w in layers:
+        own = layer.variables.flatten()
+        # Rows of the inverse condition on all that is left out of the selection.
+        precision.append(inverse("obs", h, layer)[own][:, own])
+        gram.append(w[:, own].T @ w[:, own])
+        sizes.append(layer.variables.shape[1])
+    if not sizes:
         return scores
-    for p, g, size in zip(precision, gram, sizes, strict=True):
-        blocks = [
-            m.view(statistics.channels, size, statistics.channels, size).diagonal(dim1=0, dim2=2)
-            for m in (p, g)
-        ]
-        p_cc, g_cc = (b.permute(2, 0, 1) for b in blocks)
-        scores += torch.linalg.solve(p_cc, g_cc).diagonal(dim1=1, dim2=2).sum(1)
-    return scores * live
+    dead = (~live).nonzero().flatten()
+    order, losses, info = ops.obs_elimination(
+        precision, gram, statistics.channels - len(dead), group_size=sizes, keep=dead
+    )
+    if bool(info):
+        raise ValueError(
+            f"obs: argument ridge: expected second moments that stay positive definite, got a "
+            f"singular block at step {int(info)} of group '{statistics.name}'; raise ridge or "
+            f"the number of samples"
+        )
+    scores[order] = increasing(losses)
+    return scores

@@ -10,5 +10,22 @@ further than these moments ask for, and still no data is used.
 from infoslice.perturbation.inputs import Inputs, evaluating
 from infoslice.perturbation.match import match, recorded_layers
 from infoslice.perturbation.noise import Kind, noise
+from infoslice.perturbation.tokens import (
+    generated_tokens,
+    predicts_next_token,
+    reads_tokens,
+    uniform_tokens,
+)
 
-__all__ = ["Inputs", "Kind", "evaluating", "match", "noise", "recorded_layers"]
+__all__ = [
+    "Inputs",
+    "Kind",
+    "evaluating",
+    "generated_tokens",
+    "match",
+    "noise",
+    "predicts_next_token",
+    "reads_tokens",
+    "recorded_layers",
+    "uniform_tokens",
+]

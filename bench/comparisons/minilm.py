@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from infoslice.comparison import Task
 
-SAMPLES, LENGTH = 128, 32
+SAMPLES, LENGTH = 96, 32
 
 
 def load() -> tuple[nn.Module, Any]:

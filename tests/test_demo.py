@@ -21,18 +21,18 @@ def test_shipped_network_and_images():
 
 def test_demo_writes_table_plot_and_a_model_that_loads(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
-    few = {name: comparison.METHODS[name] for name in ("L1 norm", comparison.BEST)}
+    few = [m for m in comparison.METHODS if m.criterion == "l1_norm" or m == comparison.BEST]
     monkeypatch.setattr(comparison, "METHODS", few)
     monkeypatch.setattr(comparison, "RATIOS", (0.5,))
     monkeypatch.setattr(comparison, "match", lambda model, begin, **_: begin)
     assert cli.main(["demo", "--fast", "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    for word in ("unpruned", "L1 norm", comparison.BEST, "reloaded", "MACs", "latency"):
+    for word in ("unpruned", "l1_norm", "sequential", "reloaded", "MACs", "latency"):
         assert word in printed
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["accuracy.png", "pruned.json", "pruned.safetensors", "results.json"]
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [row["method"] for row in rows] == ["unpruned", "L1 norm", comparison.BEST]
+    assert [row["method"]["criterion"] for row in rows] == ["unpruned", "l1_norm", "causal"]
     again = load_pruned(ResNet(), tmp_path / "out" / "pruned")
     assert sum(p.numel() for p in again.parameters()) == rows[-1]["parameters"]
 

@@ -99,7 +99,7 @@ def task() -> Task:
         return {"top-1": hits.float().mean().item(), "agreement": same.float().mean().item()}
 
     def matched(seed: int) -> Inputs:
-        """No data: noise fitted to the recorded statistics, at a size that this network can take."""
+        """No data: noise fitted to the recorded statistics, smaller than the images."""
         begin = noise(torch.zeros(1, 3, FITTED, FITTED), CALIBRATION, seed=seed)
         return match(model, begin, steps=STEPS, batch_size=16, show_progress=False)
 

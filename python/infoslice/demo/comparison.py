@@ -5,55 +5,41 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from infoslice.comparison import Method, Row, Task, compare_methods, plot, text
 from infoslice.demo.network import ResNet, accuracy
-from infoslice.graph import trace
 from infoslice.perturbation import match, noise
-from infoslice.progress import track
 from infoslice.pruner import PruningResult, prune
-from infoslice.report import table
 from infoslice.saving import load_pruned, save_pruned
 
-__all__ = ["METHODS", "RATIOS", "Row", "load_images", "load_network", "run"]
+__all__ = ["BEST", "METHODS", "RATIOS", "load_images", "load_network", "run"]
 
 RATIOS = (0.25, 0.5, 0.7)
-BEST = "causal, matched + refit, global"
-
+BEST = Method("causal", "sequential", "global", "matched")
 # As published: Gaussian noise, one score per channel, the same share of every group, no refit.
-_PLAIN = {"allocation": "uniform", "compensation": "none", "perturbation": "gaussian"}
-METHODS: Mapping[str, Mapping[str, Any]] = {
-    "random": {"criterion": "random", **_PLAIN},
-    "L1 norm": {"criterion": "l1_norm", **_PLAIN},
-    "causal R1 marginal": {"criterion_options": {"score": "marginal"}, **_PLAIN},
-    "causal R2 pairwise": {"criterion_options": {"score": "pairwise"}, **_PLAIN},
-    "causal R3 conditional": {"criterion_options": {"greedy": False}, **_PLAIN},
-    "causal R4 output": {"criterion_options": {"score": "output"}, **_PLAIN},
-    "causal, white noise + refit, global": {"perturbation": "gaussian"},
-    "causal, matched + refit, uniform": {"allocation": "uniform"},
-    BEST: {},
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method at one ratio. ``seconds``: of pruning, the fit of the perturbation apart."""
-
-    method: str
-    ratio: float
-    accuracy: float
-    parameters: int
-    macs: int
-    latency: float
-    seconds: float
+METHODS = (
+    *(
+        Method(criterion, "none", "uniform", "white noise")
+        for criterion in (
+            "random",
+            "l1_norm",
+            "causal:score=marginal",
+            "causal:score=pairwise",
+            "causal:greedy=False",
+            "causal:score=output",
+        )
+    ),
+    Method("causal", "sequential", "global", "white noise"),
+    Method("causal", "sequential", "uniform", "matched"),
+    BEST,
+)
 
 
 def load_network() -> ResNet:
@@ -92,52 +78,24 @@ def run(output: Path, *, fast: bool = False, show_progress: bool = True) -> list
         f"fitted {samples} inputs to the recorded batch-norm statistics, starting from noise, in "
         f"{time.perf_counter() - start:.0f} s; no data is used for pruning\n"
     )
-    graph = trace(model, example)
-    rows: list[Row] = []
-    results: dict[tuple[str, float], PruningResult] = {}
-    jobs = [(name, ratio) for name in METHODS for ratio in RATIOS]
-    for name, ratio in track(jobs, "pruning", show=show_progress):
-        options = dict(METHODS[name])
-        if options.get("perturbation", "matched") == "matched":
-            options["data"] = matched
-        start = time.perf_counter()
-        result = prune(
-            model, example, pruning_ratio=ratio, samples=samples, graph=graph,
-            show_progress=False, **options,
-        )  # fmt: skip
-        seconds = time.perf_counter() - start
-        results[name, ratio] = result
-        after = result.report.after
-        right = accuracy(result.model, pixels, labels)
-        rows.append(Row(name, ratio, right, after.parameters, after.macs, after.latency, seconds))
-    before = results[BEST, RATIOS[0]].report.before
-    dense = Row(
-        "unpruned", 0.0, accuracy(model, pixels, labels), before.parameters, before.macs,
-        before.latency, 0.0,
-    )  # fmt: skip
-    print(_table(dense, rows))
-    _write(output / "results.json", json.dumps([asdict(r) for r in (dense, *rows)], indent=1))
-    _save(output, results[BEST, 0.5], pixels)
-    _plot(output / "accuracy.png", dense, rows)
+    task = Task(
+        "demo",
+        model,
+        example,
+        lambda pruned: accuracy(pruned, pixels, labels),
+        {"white noise": begin, "matched": matched},
+    )
+    rows = compare_methods(task, METHODS, ratios=RATIOS, show_progress=show_progress)
+    print(text(rows))
+    _write(output / "results.json", json.dumps([asdict(row) for row in rows], indent=1))
+    result = prune(model, example, data=matched, pruning_ratio=0.5, show_progress=False)
+    _save(output, result, pixels)
+    path = output / "accuracy.png"
+    if plot(path, rows, title="Fashion-MNIST, 2,000 test images, no data and no training"):
+        print(f"wrote {path}")
+    else:
+        print("no plot: matplotlib is missing, pip install 'infoslice[plot]'")
     return rows
-
-
-def _table(dense: Row, rows: Sequence[Row]) -> str:
-    header = ["method", "channels cut", "accuracy", "parameters", "MACs", "latency", "took"]
-    cells = [header]
-    for row in (dense, *rows):
-        cells.append(
-            [
-                row.method,
-                f"{row.ratio:.0%}",
-                f"{100 * row.accuracy:.1f} %",
-                f"{row.parameters:,}",
-                f"{row.macs / 1e6:.2f} M",
-                f"{row.latency * 1e3:.2f} ms",
-                f"{row.seconds:.1f} s",
-            ]
-        )
-    return table(cells)
 
 
 def _save(output: Path, result: PruningResult, pixels: Tensor) -> None:
@@ -153,39 +111,6 @@ def _same_logits(first: nn.Module, second: nn.Module, pixels: Tensor) -> None:
     with torch.no_grad():
         if not torch.equal(first(x), second(x)):
             raise RuntimeError("demo: expected the reloaded model to give the same outputs")
-
-
-def _plot(path: Path, dense: Row, rows: Sequence[Row]) -> None:
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        print("no plot: matplotlib is missing, pip install 'infoslice[plot]'")
-        return
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
-    for name in METHODS:
-        mine = [dense, *(row for row in rows if row.method == name)]
-        axes.plot(
-            [row.parameters / 1e3 for row in mine],
-            [100 * row.accuracy for row in mine],
-            marker="o",
-            label=name,
-            linewidth=2.5 if name == BEST else 1.2,
-        )
-    axes.set_xlim(left=0)
-    axes.set_ylim(0, 100)
-    axes.set_xlabel("parameters (thousands)")
-    axes.set_ylabel("accuracy on 2,000 test images (%)")
-    axes.set_title("Fashion-MNIST, pruned with no data and no training")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right center", fontsize=8)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=130)
-    plt.close(figure)
-    os.replace(temporary, path)
-    print(f"wrote {path}")
 
 
 def _write(path: Path, text: str) -> None:

@@ -103,18 +103,47 @@ def test_the_outputs_compared_are_those_of_the_network_with_one_group_cut(kind):
     assert model(x).requires_grad
 
 
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Conv2d])
+def test_what_a_refit_mends_does_not_count(kind, monkeypatch):
+    model = _chain(kind=kind).eval()
+    x = torch.randn(40, *((6,) if kind is nn.Linear else (2, 8, 8)), dtype=torch.float64)
+    graph = infoslice.trace(model, x[:1])
+    options = {"data": x, "criterion": "l2_norm", "graph": graph, "show_progress": False}
+    measured = []
+
+    def spied(graph, model, inputs, scores, **options):
+        def divergence(output, original):
+            measured.append(output)
+            return relative_error(output, original)
+
+        return sensitivity(graph, model, inputs, scores, **options, divergence=divergence)
+
+    monkeypatch.setattr("infoslice.pruner.sensitivity", spied)
+    infoslice.prune(model, x[:1], allocation="sensitivity", **options)
+    ratios = (0.125, 0.25, 0.5, 0.75)
+    cuts = [{g.name: ratio} for g in graph.prunable for ratio in ratios]
+    assert len(measured) == len(cuts)
+    for output, own in zip(measured, cuts, strict=True):
+        alone = infoslice.prune(
+            model, x[:1], pruning_ratio=0.0, pruning_ratio_dict=own,
+            compensation="least_squares", **options,
+        )  # fmt: skip
+        torch.testing.assert_close(output, alone.model(x).detach(), rtol=1e-9, atol=1e-11)
+
+
 def test_marginal_costs_follow_convex_measurements_and_batches_do_not_matter():
     model = _chain((8, 16))
     x = torch.randn(6, 6, dtype=torch.float64)
     graph = infoslice.trace(model, x[:1])
     scores = {g.name: torch.rand(g.channels) for g in graph.prunable}
-    calls = itertools.count()
-    measured = [4.0, 16.0, 36.0, 3 * 16.0, 3 * 64.0, 3 * 144.0]  # k^2 and 3 k^2
-
-    def squares(output, original):
-        return measured[next(calls) % 6]
-
     for batch_size in (64, 2):
+        of_one, of_other = [4.0, 16.0, 36.0], [3 * 16.0, 3 * 64.0, 3 * 144.0]  # k^2 and 3 k^2
+        times = -(-6 // batch_size)
+        calls = iter([*of_one * times, *of_other * times])
+
+        def squares(output, original, calls=calls):
+            return next(calls)
+
         found = sensitivity(
             graph, model, Inputs.of(x), scores, ratios=(0.25, 0.5, 0.75), divergence=squares,
             batch_size=batch_size,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from infoslice.graph import ChannelGraph, ChannelGroup
+from infoslice.group_weights import silenced
 from infoslice.perturbation import Inputs, evaluating
 from infoslice.progress import track
 from infoslice.selection import increasing
@@ -22,6 +23,8 @@ __all__ = ["Divergence", "relative_error", "sensitivity"]
 
 # (output of the network with one group cut, output of the whole network) -> a number >= 0
 Divergence = Callable[[Any, Any], Tensor | float]
+# (group, int64 channels to remove) -> the tensors of the network that change by it
+Cut = Callable[[ChannelGroup, Tensor], Mapping[str, Tensor]]
 
 
 def relative_error(output: Any, original: Any) -> float:
@@ -39,22 +42,22 @@ def sensitivity(
     *,
     ratios: Sequence[float] = (0.125, 0.25, 0.5, 0.75),
     divergence: Divergence = relative_error,
+    cut: Cut | None = None,
     batch_size: int = 64,
     show_progress: bool = False,
 ) -> dict[str, Tensor]:
     """Scores of all groups in one unit: how far the removal of a channel moves the output.
 
-    Each group alone is cut at every ratio, in the order of its scores, by silencing the channels
-    (the weights that read them become zero), and the output is compared with the original's. The
-    largest convex curve below these points, through zero, gives what the next channel costs at any
-    width: its slopes, interpolated between the middles of its segments and extended beyond the last
-    by the same rise. The new score of a channel is that slope at its turn. With these
-    :func:`infoslice.selection.select` takes the next channel where it costs least, until the ratio
-    or budget is met: at the widths found, all groups are equally sensitive.
+    Each group alone is cut at every ratio, in the order of its scores, and the output is compared
+    with the original's. The largest convex curve below these points, through zero, gives what the
+    next channel costs at any width: its slopes, interpolated between the middles of its segments
+    and extended beyond the last by the same rise. The new score of a channel is that slope at its
+    turn. With these :func:`infoslice.selection.select` takes the next channel where it costs least,
+    until the ratio or budget is met: at the widths found, all groups are equally sensitive. Groups
+    are taken to add up.
 
-    Groups are taken to add up, and what a compensation would mend is counted in full. Cost: a
-    forward of all inputs for each group and ratio and one more; memory: one batch and copies of the
-    weights that read one group.
+    Cost: a forward of all inputs for each group and ratio, and one more for each group. Memory: one
+    batch, and for each ratio a copy of the weights that read one group.
 
     Args:
         graph: of the model.
@@ -64,6 +67,11 @@ def sensitivity(
         ratios: ascending, in (0, 1), rounded down to whole channels.
         divergence: of two outputs, a mean over the samples of a batch; :func:`relative_error`, or
             for a classifier a Kullback-Leibler divergence.
+        cut: how a group is cut alone: (group, int64 channels to remove) -> the tensors of the
+            network that differ then; by default what reads these channels becomes zero
+            (:func:`infoslice.group_weights.silenced`). With one that compensates
+            (:meth:`infoslice.compensation.compensator.Compensator.alone`) what a refit will mend
+            does not count.
         batch_size: samples per forward.
         show_progress: a bar on standard error, if that is a terminal.
 
@@ -80,53 +88,31 @@ def sensitivity(
     groups = [graph.group(name) for name in scores]
     order = {name: _lowest_first(values) for name, values in scores.items()}
     counts = {g.name: sorted({int(r * g.channels + 1e-9) for r in ratios} - {0}) for g in groups}
-    moved = {name: np.zeros(len(found)) for name, found in counts.items()}
-    total = inputs.samples()
-    starts = range(0, total, batch_size)
-    jobs = [(start, group) for start in starts for group in groups]
-    original: Any = None
+    found = {}
     with evaluating(model):
-        for start, group in track(jobs, "cutting groups alone", show=show_progress):
-            batch = inputs.map(lambda t, start=start: t[start : start + batch_size])
-            if group is groups[0]:
+        for group in track(groups, "cutting groups alone", show=show_progress):
+            gone = [order[group.name][:count] for count in counts[group.name]]
+            cuts = [(cut or partial(silenced, model))(group, channels) for channels in gone]
+            moved = np.zeros(len(cuts))
+            for batch in inputs.batches(batch_size):
                 original = model(*batch.args, **batch.kwargs)
-            reading = _reading(group, model)
-            for i, count in enumerate(counts[group.name]):
-                _silence_(group, reading, order[group.name][:count])
-                output = functional_call(model, reading, batch.args, dict(batch.kwargs))
-                found = float(divergence(output, original))
-                if not 0 <= found < math.inf:
-                    raise ValueError(
-                        f"sensitivity: argument divergence: expected finite numbers >= 0, got "
-                        f"{found} for group '{group.name}' without {count} of its channels"
-                    )
-                moved[group.name][i] += found * batch.samples() / total
-    return {
-        group.name: _marginal(group.channels, counts[group.name], moved[group.name]).index_select(
-            0, order[group.name].argsort()
-        )
-        for group in groups
-    }
+                for i, tensors in enumerate(cuts):
+                    output = functional_call(model, dict(tensors), batch.args, dict(batch.kwargs))
+                    moved[i] += float(divergence(output, original)) * batch.samples()
+            moved /= inputs.samples()
+            if not (np.isfinite(moved).all() and (moved >= 0).all()):
+                raise ValueError(
+                    f"sensitivity: argument divergence: expected finite numbers >= 0, got {moved} "
+                    f"for group '{group.name}' without {counts[group.name]} of its channels"
+                )
+            turns = _marginal(group.channels, counts[group.name], moved)
+            found[group.name] = turns[order[group.name].argsort()]
+    return found
 
 
 def _lowest_first(scores: Tensor) -> Tensor:
     """Channels in the order in which :func:`infoslice.selection.best` gives them up."""
     return scores.detach().cpu().sort(descending=True, stable=True).indices.flip(0)
-
-
-def _reading(group: ChannelGroup, model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the weights that read the group."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    names = {piece.tensor for piece in group.slices if piece.role == "in"}
-    return {name: tensors[name].detach().clone() for name in sorted(names)}
-
-
-def _silence_(group: ChannelGroup, reading: Mapping[str, Tensor], channels: Tensor) -> None:
-    for piece in group.slices:
-        if piece.role == "in":
-            tensor = reading[piece.tensor]
-            places = piece.index_map.indices(channels).to(tensor.device)
-            tensor.index_fill_(piece.axis, places, 0)
 
 
 def _marginal(channels: int, counts: Sequence[int], moved: Any) -> Tensor:

@@ -12,7 +12,15 @@ from torch.nn.modules.conv import _ConvNd
 
 from infoslice.graph import ChannelGroup, ChannelSlice, IndexMap
 
-__all__ = ["batch_norm_scales", "filters", "incoming", "outgoing", "positions"]
+__all__ = [
+    "batch_norm_scales",
+    "filters",
+    "incoming",
+    "outgoing",
+    "positions",
+    "silence_",
+    "silenced",
+]
 
 
 def filters(group: ChannelGroup, model: nn.Module) -> tuple[Tensor, ...]:
@@ -85,6 +93,23 @@ def batch_norm_scales(group: ChannelGroup, model: nn.Module) -> tuple[Tensor, ..
         if piece.tensor.endswith("weight")
         and isinstance(model.get_submodule(piece.module), _BatchNorm)
     )
+
+
+def silence_(tensors: Mapping[str, Tensor], group: ChannelGroup, removed: Tensor) -> None:
+    """Zeros for what reads the removed channels, int64, in ``tensors`` by name."""
+    for piece in group.slices:
+        if piece.role == "in":
+            tensor = tensors[piece.tensor]
+            places = piece.index_map.indices(removed).to(tensor.device)
+            tensor.index_fill_(piece.axis, places, 0)
+
+
+def silenced(model: nn.Module, group: ChannelGroup, removed: Tensor) -> dict[str, Tensor]:
+    """Copies of the weights that read the group, with zeros for the removed channels, int64."""
+    names = sorted({piece.tensor for piece in group.slices if piece.role == "in"})
+    copies = {name: _tensor(model, name).clone() for name in names}
+    silence_(copies, group, removed)
+    return copies
 
 
 def positions(index_map: IndexMap) -> Tensor:

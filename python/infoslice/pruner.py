@@ -240,6 +240,7 @@ def prune(
             if allocation == "sensitivity":
                 scores = sensitivity(
                     graph, model, inputs(), scores, batch_size=batch_size,
+                    cut=lambda group, gone: compensator.alone(group, gone, statistics[group.name]),
                     show_progress=show_progress,
                 )  # fmt: skip
             keep = chosen(scores)

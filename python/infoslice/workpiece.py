@@ -15,7 +15,7 @@ from infoslice.criteria import Criterion
 from infoslice.graph import ChannelGraph, ChannelGroup
 from infoslice.graph.following import Step, following, sums
 from infoslice.group_statistics import GroupStatistics, LayerStatistics, NotMeasuredError
-from infoslice.group_weights import filters
+from infoslice.group_weights import filters, silence_
 from infoslice.lockstep import Lockstep
 from infoslice.perturbation import Inputs, Kind, noise
 from infoslice.report import LayerReport
@@ -242,11 +242,7 @@ class Workpiece:
         removed[keep] = False
         tensors = {**dict(self.pruned.named_parameters()), **dict(self.pruned.named_buffers())}
         with torch.no_grad():
-            for piece in group.slices:
-                if piece.role == "in":
-                    tensor = tensors[piece.tensor]
-                    places = piece.index_map.indices(removed.nonzero().flatten())
-                    tensor.index_fill_(piece.axis, places.to(tensor.device), 0)
+            silence_(tensors, group, removed.nonzero().flatten())
 
     def layer_reports(self, cut: PruningPlan) -> list[LayerReport]:
         """One line for each layer whose shape changed."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -19,7 +21,8 @@ from infoslice.compensation.refit import joint_moments, refit_, refittable
 from infoslice.criteria import merges
 from infoslice.graph import ChannelGroup
 from infoslice.graph.following import Sum
-from infoslice.group_statistics import GroupStatistics
+from infoslice.group_statistics import GroupStatistics, NotMeasuredError
+from infoslice.group_weights import silenced
 from infoslice.statistics import (
     Moments,
     collect,
@@ -55,6 +58,36 @@ class Compensator:
         if "merge" in self.how and any(piece.role == "in" for piece in group.slices):
             merge_(self.work.pruned, group, merges(statistics, keep))
         self.work.decide(group, keep, statistics)
+
+    def alone(
+        self, group: ChannelGroup, removed: Tensor, statistics: GroupStatistics
+    ) -> dict[str, Tensor]:
+        """The tensors of the original that differ if channels of this group alone are removed.
+
+        If layers are to be refitted, those that read the group are, in one shot from its
+        statistics in the original; else they are silenced.
+        """
+        model = self.work.original
+        tensors = silenced(model, group, removed)
+        if not self.how & {"least_squares", "sequential"} or group.renormalised:
+            return tensors
+        with contextlib.suppress(NotMeasuredError):
+            for reader in statistics.consumers:
+                here = self.work.pruned.get_submodule(reader.name)
+                if self._not_refittable(reader.name, cast("nn.Linear | _ConvNd", here)):
+                    continue
+                layer = copy.deepcopy(cast("nn.Linear | _ConvNd", model.get_submodule(reader.name)))
+                norm = copy.deepcopy(self._norm_behind(reader.name))
+                left = torch.ones(reader.weight.shape[1], dtype=torch.bool)
+                left[reader.variables[removed].flatten()] = False
+                moments, kept = linear_moments(layer, reader.moments), left.nonzero().flatten()
+                refit_(layer, moments, kept, norm=norm, ridge=self.ridge)
+                for name, tensor in layer.named_parameters():
+                    tensors[f"{reader.name}.{name}"] = tensor.detach()
+                if norm is not None and layer.bias is None:
+                    behind = self.work.steps[reader.name][0].module
+                    tensors[f"{behind}.running_mean"] = cast(Tensor, norm.running_mean)
+        return tensors
 
     def approach(self, name: str) -> None:
         """Come to a layer: settle the sums that are executed before it."""

@@ -409,3 +409,21 @@ def test_integer_inputs_need_data():
         infoslice.prune(model, ids[:1], **QUICK)
     result = infoslice.prune(model, ids[:1], data=ids, **QUICK)
     assert result.report.after.parameters < result.report.before.parameters
+
+
+def test_covariances_beyond_the_memory_are_measured_in_portions(monkeypatch):
+    model, example = load_network(), torch.zeros(1, 1, 28, 28)
+    options = {"samples": 24, "perturbation": "gaussian", "show_progress": False}
+    whole = infoslice.prune(model, example, **options)
+    monkeypatch.setattr("infoslice.workpiece._BYTES", 8 * 300**2)
+    collected = []
+    inner = infoslice.workpiece.collect
+    monkeypatch.setattr(
+        "infoslice.workpiece.collect",
+        lambda model, inputs, layers, **options: (
+            collected.append(layers) or inner(model, inputs, layers, **options)
+        ),
+    )
+    parts = infoslice.prune(model, example, **options)
+    assert len(collected) > 3
+    assert _same(parts.model, _state(whole.model))

@@ -234,9 +234,17 @@ def prune(
     with work:
         if allocation != "uniform":
             groups = [group for group in graph.prunable if group.name not in fixed]
-            statistics = work.statistics(groups)
-            tried = {g.name: work.score(g, statistics[g.name], scored_by) for g in groups}
-            scores = {name: values for name, values in tried.items() if values is not None}
+            statistics: dict[str, GroupStatistics] = {}
+            scores: dict[str, Tensor] = {}
+            portions = work.passes(groups)
+            for portion in portions:
+                measured = work.statistics(portion)
+                for group in portion:
+                    found = work.score(group, measured[group.name], scored_by)
+                    if found is not None:
+                        scores[group.name] = found
+                # What does not fit into memory together is let go, and measured anew if asked for.
+                statistics |= measured if len(portions) == 1 else work.statistics(portion)
             if allocation == "sensitivity":
                 scores = sensitivity(
                     graph, model, inputs(), scores, batch_size=batch_size,
@@ -246,7 +254,7 @@ def prune(
             keep = chosen(scores)
             for group in groups:
                 if group.name in keep:
-                    decide(group, keep[group.name], statistics[group.name])
+                    decide(group, keep[group.name], statistics.pop(group.name))
         for layer in track(graph.layers, "pruning layer by layer", show=show_progress):
             compensator.approach(layer)
             for group in graph.prunable:

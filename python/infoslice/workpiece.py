@@ -33,6 +33,7 @@ from infoslice.surgery import PruningPlan
 __all__ = ["Injection", "Target", "Workpiece"]
 
 Injection = Literal["input", "layer"]
+_BYTES = 4 << 30  # of covariances that are held at a time
 Target = Literal["pre", "post"]
 
 
@@ -69,7 +70,8 @@ class Workpiece:
         self.left_whole: dict[str, str] = {}
         calls = [node for node in graph.signature.nodes if node.op == "call_function"]
         self.called = {node.module for node in calls}
-        self.known: list[tuple[ChannelGroup, GroupStatistics]] = []
+        self.decided: list[ChannelGroup] = []
+        self._nats: dict[str, list[float]] = {}
         self._norms = {n: s[0].module for n, s in self.steps.items() if s and s[0].is_norm}
         self._open = contextlib.ExitStack()
 
@@ -97,28 +99,46 @@ class Workpiece:
 
     def statistics(self, groups: Sequence[ChannelGroup]) -> dict[str, GroupStatistics]:
         """Of groups, on what the network pruned so far passes on; measured when first read."""
-        names = {name for g in groups for name in (*g.consumers, *g.producers)}
+        reading = {name for group in groups for name in group.consumers}
+        names = reading.union(*(group.producers for group in groups))
         layers = [name for name in self.graph.layers if name in names]
         reasons = {name: reason for name in layers if (reason := self._not_readable(name))}
-
-        @cache
-        def moments() -> Mapping[str, Moments]:
-            reasons = {name: self.not_measurable(name) for name in layers}
-            measured = [name for name, reason in reasons.items() if not reason]
-            return _Known(self._collect(measured, "full"), reasons)
+        # Few criteria look at the layers that write a group: these are measured apart.
+        parts = [name for name in layers if name in reading], layers
+        known = _Known(self, parts)
 
         @cache
         def diagonals() -> Mapping[str, Moments]:
-            known = moments() if moments.cache_info().currsize else {}
             left = [name for name in layers if name not in reasons and name not in known]
-            return {**known, **self._collect(left, "diagonal")} if left else known
+            return {**known, **self.collect(left, "diagonal")} if left else known
 
         return {
             g.name: GroupStatistics(
-                g, self.pruned, moments, self._norms, diagonals=diagonals, not_measurable=reasons
+                g,
+                self.pruned,
+                lambda: known,
+                self._norms,
+                diagonals=diagonals,
+                not_measurable=reasons,
             )
             for g in groups
         }
+
+    def passes(self, groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
+        """The groups in portions whose covariances fit into memory (``_BYTES``) together."""
+        portions: list[list[ChannelGroup]] = []
+        seen: set[str] = set()
+        taken = 0
+        for group in groups:
+            new = [n for n in group.consumers if n not in seen and not self.not_measurable(n)]
+            need = sum(8 * variables(self.pruned.get_submodule(name)) ** 2 for name in new)
+            if not portions or taken + need > _BYTES:
+                portions.append([])
+                seen, taken = set(), 0
+            portions[-1].append(group)
+            seen.update(new)
+            taken += need
+        return portions
 
     def statistics_at(self, group: ChannelGroup, name: str) -> GroupStatistics:
         """Of a group, when layer ``name``, the first that reads it, is visited.
@@ -165,7 +185,8 @@ class Workpiece:
             if not isinstance(self.pruned.get_submodule(name), _ConvTransposeNd)
         }
 
-    def _collect(self, layers: list[str], structure: Structure) -> dict[str, Moments]:
+    def collect(self, layers: list[str], structure: Structure) -> dict[str, Moments]:
+        """Of what layers read in the network pruned so far; of their outputs too if asked for."""
         fresh = None
         if self.injection == "layer":
             generator = torch.Generator().manual_seed(self.seed)
@@ -234,7 +255,10 @@ class Workpiece:
 
     def decide(self, group: ChannelGroup, keep: Tensor, statistics: GroupStatistics) -> None:
         """Fix what stays of a group and silence the rest."""
-        self.known.append((group, statistics))
+        self.decided.append(group)
+        if statistics.measured:  # now, so that the statistics need not be kept
+            for layer in statistics.consumers:
+                self._nats.setdefault(layer.name, []).extend(_information(layer, keep))
         if len(keep) == group.channels:
             return
         self.keep[group.name] = keep
@@ -246,13 +270,6 @@ class Workpiece:
 
     def layer_reports(self, cut: PruningPlan) -> list[LayerReport]:
         """One line for each layer whose shape changed."""
-        nats: dict[str, list[float]] = {}
-        for group, statistics in self.known:
-            if not statistics.measured:
-                continue
-            keep = self.keep.get(group.name, torch.arange(group.channels))
-            for layer in statistics.consumers:
-                nats.setdefault(layer.name, []).extend(_information(layer, keep))
         shapes, new = cut.shapes, cut.new_shapes()
         reports = []
         for name in self.graph.layers:
@@ -260,7 +277,7 @@ class Workpiece:
             if weight not in shapes or len(shapes[weight]) < 2 or shapes[weight] == new[weight]:
                 continue
             out_axis = int(isinstance(self.pruned.get_submodule(name), _ConvTransposeNd))
-            found = nats.get(name, [])
+            found = self._nats.get(name, [])
             once = len(found) == 2  # a layer that reads several groups has no single figure
             reports.append(
                 LayerReport(
@@ -277,14 +294,20 @@ class Workpiece:
 
 
 class _Known(dict[str, Moments]):
-    """Moments by layer, and why others were not measured."""
+    """Full moments by layer; a part of the layers is measured when the first of them is read."""
 
-    def __init__(self, moments: Mapping[str, Moments], reasons: Mapping[str, str]) -> None:
-        super().__init__(moments)
-        self.reasons = reasons
+    def __init__(self, work: Workpiece, parts: Sequence[Sequence[str]]) -> None:
+        super().__init__()
+        self.work, self.parts = work, parts
 
     def __missing__(self, name: str) -> Moments:
-        raise NotMeasuredError(self.reasons[name])
+        reason = self.work.not_measurable(name)
+        if reason:
+            raise NotMeasuredError(reason)
+        part = next(part for part in self.parts if name in part)
+        left = [n for n in part if n not in self and not self.work.not_measurable(n)]
+        self.update(self.work.collect(left, "full"))
+        return self[name]
 
 
 class _Here(dict[str, Moments]):

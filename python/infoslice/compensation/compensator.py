@@ -108,7 +108,7 @@ class Compensator:
         if isinstance(layer, _BatchNorm):
             self._visit_norm(name, layer)
             return
-        behind = any(name in g.consumers and g.name in self.work.keep for g, _ in self.work.known)
+        behind = any(name in g.consumers and g.name in self.work.keep for g in self.work.decided)
         if "sequential" not in self.how and not (behind and self.how & {"bias", "least_squares"}):
             return
         if not isinstance(layer, (nn.Linear, _ConvNd)):
@@ -222,7 +222,7 @@ class Compensator:
         for module_name, module in self.work.pruned.named_modules():
             if module is not layer and any(p is layer.weight for p in module._parameters.values()):
                 return f"its weight is shared with '{module_name}'"
-        for group, _ in self.work.known:
+        for group in self.work.decided:
             if name in group.consumers and group.renormalised and group.name in self.work.keep:
                 return f"{group.renormalised[0]} normalises over the channels that are left"
         return ""
@@ -231,7 +231,7 @@ class Compensator:
         """Columns of the layer's matrix that are still read."""
         taps = variables_per_channel(layer)
         kept = torch.ones(variables(layer), dtype=torch.bool)
-        for group, _ in self.work.known:
+        for group in self.work.decided:
             if group.name not in self.work.keep or name not in group.consumers:
                 continue
             removed = torch.ones(group.channels, dtype=torch.bool)

@@ -16,6 +16,7 @@ from infoslice import cli, comparison, criteria
 from infoslice.comparison import Method, Task, compare, compare_methods, runner
 from infoslice.comparison.results import UNPRUNED, Results, Row, summarise
 from infoslice.comparison.task import read_ratio, split
+from infoslice.perturbation import noise
 
 
 def network() -> nn.Module:
@@ -98,18 +99,18 @@ def test_rows_are_those_of_single_calls():
 def test_inputs_and_scores_are_made_once(monkeypatch):
     fits, scored = [], []
 
-    def counted(model, begin, **_):
-        fits.append(begin)
-        return begin
+    def counted(model, example, name, *, samples, seed, **_):
+        fits.append(name)
+        return noise(example, samples, seed=seed)
 
     def counting(statistics, weights):
         scored.append(statistics.name)
         return criteria.causal(statistics, weights)
 
-    monkeypatch.setattr(runner, "match", counted)
+    monkeypatch.setattr(runner, "perturb", counted)
     task = make_task(sources={"matched": "matched"})
     rows = small(task, criteria=["l2_norm", counting], seeds=3)
-    assert len(fits) == 3
+    assert fits == ["matched"] * 3
     assert len(scored) == 3 * 2  # seeds, groups: not ratios and compensations
     assert {row.method.criterion for row in rows} == {UNPRUNED, "l2_norm", "counting"}
 

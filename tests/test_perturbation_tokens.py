@@ -6,10 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+import infoslice
 from infoslice.perturbation import (
     generated_tokens,
+    noise,
+    perturb,
     predicts_next_token,
     reads_tokens,
+    resolve,
     uniform_tokens,
 )
 
@@ -173,6 +177,38 @@ def test_which_models_read_and_predict_tokens():
     assert reads_tokens(Encoder(), ENCODED)
     assert not predicts_next_token(Encoder(), ENCODED)  # what comes later changes what is before
     assert not reads_tokens(nn.Linear(3, 3), torch.zeros(1, 3))
+
+
+def test_perturbations_by_name():
+    ids = {"samples": 4, "seed": 5, "show_progress": False}
+    assert resolve(Sums(), EXAMPLE, "auto") == "generated"
+    assert resolve(Encoder(), ENCODED, "auto") == "tokens"
+    assert resolve(nn.Sequential(nn.BatchNorm1d(2)), torch.zeros(1, 2), "auto") == "matched"
+    assert resolve(nn.Linear(2, 2), torch.zeros(1, 2), "auto") == "gaussian"
+    assert resolve(nn.Linear(2, 2), torch.zeros(1, 2), "matched") == "matched"
+    model = Sums()
+    for name, made in (
+        ("auto", generated_tokens(model, EXAMPLE, 4, seed=5)),
+        ("tokens", uniform_tokens(model, EXAMPLE, 4, seed=5)),
+    ):
+        assert torch.equal(perturb(model, EXAMPLE, name, **ids).args[0], made.args[0])
+    floats = torch.zeros(1, 3)
+    for name in ("gaussian", "uniform"):
+        made = noise(floats, 4, kind=name, seed=5)
+        assert torch.equal(perturb(nn.Linear(3, 3), floats, name, **ids).args[0], made.args[0])
+    with pytest.raises(ValueError, match="got 'white'"):
+        perturb(model, EXAMPLE, "white")
+
+
+@pytest.mark.parametrize("perturbation", ["auto", "tokens"])
+def test_a_language_model_is_pruned_without_data(perturbation):
+    model, example = _llama(), torch.ones(1, 16, dtype=torch.int64)
+    result = infoslice.prune(
+        model, example, pruning_ratio=0.25, samples=16, allocation="uniform",
+        perturbation=perturbation, show_progress=False,
+    )  # fmt: skip
+    assert result.report.perturbation == {"auto": "generated"}.get(perturbation, perturbation)
+    assert result.model.model.layers[0].mlp.down_proj.in_features == 36
 
 
 class _Broken(Chain):

@@ -395,7 +395,7 @@ def test_a_model_that_cannot_be_traced_or_is_not_finite():
     assert all(torch.equal(v, state[k]) or v.isnan().any() for k, v in model.state_dict().items())
 
 
-def test_integer_inputs_need_data():
+def test_models_of_tokens_need_no_data():
     class Tokens(nn.Module):
         def __init__(self):
             super().__init__()
@@ -406,8 +406,11 @@ def test_integer_inputs_need_data():
 
     model, ids = Tokens(), torch.randint(0, 9, (40, 5))
     with pytest.raises(TypeError, match="real inputs as data"):
-        infoslice.prune(model, ids[:1], **QUICK)
+        infoslice.prune(model, ids[:1], **{**QUICK, "perturbation": "gaussian"})
+    result = infoslice.prune(model, ids[:1], **{**QUICK, "perturbation": "auto"})
+    assert result.report.perturbation == "tokens"
     result = infoslice.prune(model, ids[:1], data=ids, **QUICK)
+    assert result.report.perturbation == "data"
     assert result.report.after.parameters < result.report.before.parameters
 
 

@@ -17,7 +17,7 @@ from infoslice.compensation.compensator import Compensation, Compensator
 from infoslice.criteria import CRITERIA, Criterion
 from infoslice.graph import ChannelGraph, ChannelGroup, trace
 from infoslice.group_statistics import GroupStatistics
-from infoslice.perturbation import Inputs, Kind, match, noise, recorded_layers
+from infoslice.perturbation import Inputs, Kind, Perturbation, perturb, resolve
 from infoslice.progress import track
 from infoslice.refinement import swaps
 from infoslice.report import Report, totals
@@ -29,7 +29,6 @@ __all__ = ["Compensation", "Perturbation", "PruningResult", "Refinement", "prune
 
 Refinement = Literal["none", "swaps"]
 _MOST = 1 - 1e-6  # of the channels of a group: all but one
-Perturbation = Literal["auto", "matched", "gaussian", "uniform"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,9 +118,11 @@ def prune(
         compensation_ridge: pull towards the old weights, see
             :func:`infoslice.compensation.refit_`.
         perturbation: ``"gaussian"`` or ``"uniform"`` noise of variance one; ``"matched"``: Gaussian
-            noise fitted until the batch-norm layers see their running statistics;
-            ``"auto"``: matched if the model holds running statistics, else Gaussian. The report
-            says which it was.
+            noise fitted until the batch-norm layers see their running statistics; for models that
+            read tokens, sequences as long as the example: ``"tokens"``, uniform ids, or
+            ``"generated"``, text that the model writes itself. ``"auto"``: generated if the model
+            predicts the next token, tokens if it reads tokens and does not, else matched if it
+            holds running statistics, else Gaussian. The report says which it was.
         data: real inputs (as ``example_inputs``, any number of samples) in place of noise.
         injection: perturb the network's ``"input"``, or every ``"layer"`` by noise of its own.
         target: information about the plain output of a layer (``"pre"`` activation), or about what
@@ -180,20 +181,20 @@ def prune(
     scored_by = _criterion(criterion, criterion_options or {})
     if graph is None:
         graph = trace(model, example_inputs, ignored_layers=ignored_layers)
-    if perturbation == "auto":
-        perturbation = "matched" if recorded_layers(model) else "gaussian"
     kind: Kind = "uniform" if perturbation == "uniform" else "gaussian"
+
+    @cache
+    def chosen_perturbation() -> Perturbation:
+        return resolve(model, example_inputs, perturbation)
 
     @cache
     def inputs() -> Inputs:
         if data is not None:
             return Inputs.of(data)
-        start = noise(example_inputs, samples, kind=kind, seed=seed)
-        if perturbation != "matched":
-            return start
-        return match(
-            model, start, steps=match_steps, batch_size=batch_size, show_progress=show_progress
-        )
+        return perturb(
+            model, example_inputs, chosen_perturbation(), samples=samples, match_steps=match_steps,
+            batch_size=batch_size, seed=seed, show_progress=show_progress,
+        )  # fmt: skip
 
     work = Workpiece(
         graph=graph,
@@ -272,12 +273,14 @@ def prune(
     smaller = cut.apply(work.pruned, inplace=True)
     macs = [graph.costs.macs(), graph.costs.macs(cut.keep)]
     before, after = totals([model, smaller.model], macs, Inputs.of(example_inputs))
-    put_in = "none" if not inputs.cache_info().currsize else perturbation
+    put_in = "none"
+    if inputs.cache_info().currsize:
+        put_in = "data" if data is not None else chosen_perturbation()
     report = Report(
         layers=tuple(work.layer_reports(cut)),
         before=before,
         after=after,
-        perturbation="data" if put_in != "none" and data is not None else put_in,
+        perturbation=put_in,
         left_whole={**graph.whole, **work.left_whole},
         not_refitted=compensator.not_refitted,
     )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from infoslice.comparison.task import Task
 from infoslice.criteria import Criterion
 from infoslice.graph import ChannelGraph, trace
 from infoslice.group_statistics import GroupStatistics
-from infoslice.perturbation import Inputs, Kind, evaluating, match, noise, recorded_layers
+from infoslice.perturbation import Inputs, Perturbation, evaluating, perturb
 from infoslice.pruner import prune
 from infoslice.report import latencies
 from infoslice.selection import Allocation, Budget
@@ -126,8 +126,8 @@ class Runner:
     def _shown(self, source: str, seed: int) -> dict[str, Any]:
         """Arguments of prune: inputs that are made once, or the name of a perturbation."""
         value = self.task.sources[source]
-        if isinstance(value, str) and value not in ("auto", "gaussian", "matched", "uniform"):
-            return {"perturbation": value}
+        if isinstance(value, str) and value not in get_args(Perturbation):
+            return {"perturbation": value}  # refused by prune, which says what there is
         if self._inputs is None:
             self._inputs = self._make(value, seed)
         return {"data": self._inputs}
@@ -137,18 +137,15 @@ class Runner:
             return Inputs.of(value(seed))
         if not isinstance(value, str):
             return Inputs.of(value)
-        model, options = self.task.model, {**_DEFAULTS, **self.task.options}
-        if value == "auto":
-            value = "matched" if recorded_layers(model) else "gaussian"
-        kind: Kind = "uniform" if value == "uniform" else "gaussian"
-        begin = noise(self.task.example_inputs, options["samples"], kind=kind, seed=seed)
-        if value != "matched":
-            return begin
-        return match(
-            model,
-            begin,
-            steps=options["match_steps"],
+        options = {**_DEFAULTS, **self.task.options}
+        return perturb(
+            self.task.model,
+            self.task.example_inputs,
+            cast(Perturbation, value),
+            samples=options["samples"],
+            match_steps=options["match_steps"],
             batch_size=options["batch_size"],
+            seed=seed,
             show_progress=self.show_progress,
         )
 

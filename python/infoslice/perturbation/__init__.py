@@ -10,6 +10,7 @@ further than these moments ask for, and still no data is used.
 from infoslice.perturbation.inputs import Inputs, evaluating
 from infoslice.perturbation.match import match, recorded_layers
 from infoslice.perturbation.noise import Kind, noise
+from infoslice.perturbation.perturb import Perturbation, perturb, resolve
 from infoslice.perturbation.tokens import (
     generated_tokens,
     predicts_next_token,
@@ -20,12 +21,15 @@ from infoslice.perturbation.tokens import (
 __all__ = [
     "Inputs",
     "Kind",
+    "Perturbation",
     "evaluating",
     "generated_tokens",
     "match",
     "noise",
+    "perturb",
     "predicts_next_token",
     "reads_tokens",
     "recorded_layers",
+    "resolve",
     "uniform_tokens",
 ]

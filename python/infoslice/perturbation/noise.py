@@ -39,7 +39,8 @@ def noise(example_inputs: Any, samples: int, *, kind: Kind = "gaussian", seed: i
         if not example.is_floating_point() or example.dim() == 0:
             raise TypeError(
                 f"noise: argument example_inputs: expected floating-point tensors [N, ...], got "
-                f"{example.dtype} {tuple(example.shape)}; give such models real inputs as data"
+                f"{example.dtype} {tuple(example.shape)}; models that read tokens take "
+                f"uniform_tokens or generated_tokens, others real inputs as data"
             )
         shape = (samples, *example.shape[1:])
         if kind == "gaussian":

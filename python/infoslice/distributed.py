@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import zlib
 from dataclasses import fields, replace
 
@@ -48,13 +47,12 @@ def all_reduce(accumulator: Accumulator, *, group: dist.ProcessGroup | None = No
         if name in accumulator.moments:
             row[0], row[1] = 1, len(accumulator.moments[name].mean_y)
     shapes = _reduced(shapes, dist.ReduceOp.MAX, group)
-    result = copy.copy(accumulator)
-    result.moments = {}
+    found = {}
     for (called, outputs), name in zip(shapes.tolist(), layers, strict=True):
         if called:
             own = accumulator.moments.get(name) or _nothing(accumulator, name, outputs)
-            result.moments[name] = all_reduce_moments(own, group=group)
-    return result
+            found[name] = all_reduce_moments(own, group=group)
+    return accumulator.holding(found)
 
 
 def all_reduce_moments(moments: Moments, *, group: dist.ProcessGroup | None = None) -> Moments:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from infoslice.statistics.accumulator import Accumulator, Stream, collect
+from infoslice.statistics.accumulator import Accumulator, Transform, collect
+from infoslice.statistics.copula import Copula
 from infoslice.statistics.entropy import (
     corrected_gaussian_mi,
     gaussian_entropy_bias,
     gaussian_mi_bias,
 )
+from infoslice.statistics.hooks import Stream
 from infoslice.statistics.layers import (
     supported,
     variables,
@@ -16,17 +18,21 @@ from infoslice.statistics.layers import (
 )
 from infoslice.statistics.measuring import measure
 from infoslice.statistics.moments import Moments, Shrinkage, Structure
+from infoslice.statistics.quantiles import QuantileSketch
 from infoslice.statistics.samples import Samples, collect_samples
 from infoslice.statistics.sampling_errors import SamplingErrors
 
 __all__ = [
     "Accumulator",
+    "Copula",
     "Moments",
+    "QuantileSketch",
     "Samples",
     "SamplingErrors",
     "Shrinkage",
     "Stream",
     "Structure",
+    "Transform",
     "collect",
     "collect_samples",
     "corrected_gaussian_mi",

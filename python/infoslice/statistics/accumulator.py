@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from infoslice.graph import ChannelGroup
-from infoslice.perturbation import Inputs, evaluating
-from infoslice.statistics.layers import supported
+from infoslice.perturbation import Inputs
+from infoslice.statistics.copula import Copula
+from infoslice.statistics.hooks import LayerHooks, Stream
 from infoslice.statistics.measuring import measure
 from infoslice.statistics.moments import Moments, Structure
 from infoslice.statistics.state import from_tensors, to_tensors
 
-__all__ = ["Accumulator", "Stream", "collect"]
+__all__ = ["Accumulator", "Transform", "collect"]
 
-Stream = Callable[[Tensor], Tensor]
+Transform = Literal["copula"]
 
 
-class Accumulator:
+class Accumulator(LayerHooks):
     """Measures layers of a model in whatever forwards are run while it is open.
 
     ``with Accumulator(model, layers) as found: ...`` hooks the layers; every call of one of them is
@@ -71,74 +70,44 @@ class Accumulator:
             TypeError: a path to a layer that cannot be measured.
             AttributeError: a path that leads nowhere.
         """
-        self.model, self.layers = model, tuple(dict.fromkeys(_names(model, layers)))
+        super().__init__(model, layers, fresh_noise=fresh_noise)
         self.structure, self.sampling_errors = structure, sampling_errors
         self.block_sizes, self.outputs = dict(block_sizes or {}), dict(outputs or {})
-        self.transforms, self.fresh_noise = dict(transforms or {}), fresh_noise
+        self.transforms = dict(transforms or {})
         self.moments: dict[str, Moments] = {}
-        self._hooks: list[Any] = []
-        self._weights: Tensor | None = None
 
-    def __enter__(self) -> Accumulator:
-        for name in self.layers:
-            layer = self.model.get_submodule(name)
-            hook = layer.register_forward_hook(self._hook_of(name), with_kwargs=True)
-            self._hooks.append(hook)
-        return self
+    def see(
+        self, name: str, layer: nn.Module, x: Tensor, y: Tensor, weights: Tensor | None
+    ) -> None:
+        """Merge one call."""
+        of = self.outputs.get(name)
+        found = measure(
+            layer,
+            x,
+            None if of is None else of(y),
+            weights=weights,
+            structure=self.structure,
+            block_size=self.block_sizes.get(name),
+            sampling_errors=self.sampling_errors,
+            transform=self.transforms.get(name),
+        )
+        if found.count:
+            known = self.moments.get(name)
+            self.moments[name] = found if known is None else known.merge(found)
 
-    def __exit__(self, *_: object) -> None:
-        while self._hooks:
-            self._hooks.pop().remove()
-
-    @contextmanager
-    def weighted(self, weights: Tensor | None) -> Iterator[None]:
-        """Weights of the samples of the forwards run inside: padding masks, or any numbers >= 0.
-
-        ``[N]``, or with more of the dimensions in which layers are applied: ``[N, T]`` for layers
-        that read tokens ``[N, T, C]``; see :func:`infoslice.statistics.measure`, which refuses a
-        layer that they do not fit (a layer behind pooling is to be measured without a mask).
-        """
-        before, self._weights = self._weights, weights
-        try:
-            yield
-        finally:
-            self._weights = before
-
-    def _hook_of(self, name: str) -> Any:
-        @torch.no_grad()
-        def hook(
-            layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor
-        ) -> None:
-            x = cast(Tensor, args[0] if args else kwargs["input"])
-            if self.fresh_noise is not None:
-                x = self.fresh_noise(x)
-                y = cast(Tensor, layer.forward(x))
-            of = self.outputs.get(name)
-            found = measure(
-                layer,
-                x,
-                None if of is None else of(y),
-                weights=self._weights,
-                structure=self.structure,
-                block_size=self.block_sizes.get(name),
-                sampling_errors=self.sampling_errors,
-                transform=self.transforms.get(name),
-            )
-            if found.count:
-                known = self.moments.get(name)
-                self.moments[name] = found if known is None else known.merge(found)
-
-        return hook
+    def holding(self, moments: Mapping[str, Moments]) -> Accumulator:
+        """A copy, not open, that holds other moments."""
+        made = copy.copy(self)
+        made._hooks, made._weights, made.moments = [], None, dict(moments)
+        return made
 
     def merge(self, other: Accumulator) -> Accumulator:
         """A new one that holds the samples of both, exactly; ``other`` may know other layers."""
-        merged = copy.copy(self)
-        merged._hooks, merged._weights = [], None
-        merged.layers = tuple(dict.fromkeys((*self.layers, *other.layers)))
-        merged.moments = dict(self.moments)
+        moments = dict(self.moments)
         for name, found in other.moments.items():
-            known = merged.moments.get(name)
-            merged.moments[name] = found if known is None else known.merge(found)
+            moments[name] = moments[name].merge(found) if name in moments else found
+        merged = self.holding(moments)
+        merged.layers = tuple(dict.fromkeys((*self.layers, *other.layers)))
         return merged
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -178,20 +147,6 @@ class Accumulator:
         self.moments = found
 
 
-def _names(model: nn.Module, layers: Iterable[str | ChannelGroup]) -> Iterator[str]:
-    for entry in layers:
-        if isinstance(entry, ChannelGroup):
-            names = (*entry.producers, *entry.consumers)
-            yield from (name for name in names if supported(model.get_submodule(name)))
-        elif supported(model.get_submodule(entry)):
-            yield entry
-        else:
-            raise TypeError(
-                f"Accumulator: argument layers: expected linear layers and convolutions with "
-                f"groups=1, got '{entry}', a {type(model.get_submodule(entry)).__name__}"
-            )
-
-
 def collect(
     model: nn.Module,
     inputs: Inputs,
@@ -202,7 +157,7 @@ def collect(
     structure: Structure = "full",
     sampling_errors: bool = False,
     outputs: Mapping[str, Stream] | None = None,
-    transforms: Mapping[str, Stream] | None = None,
+    transform: Transform | None = None,
     fresh_noise: Stream | None = None,
 ) -> dict[str, Moments]:
     """Run ``model`` in eval mode on all ``inputs`` and measure ``layers``.
@@ -218,13 +173,27 @@ def collect(
             :meth:`Accumulator.weighted`.
         structure: of the covariances.
         sampling_errors: keep them too.
-        outputs: layers whose output is measured too.
-        transforms: of the inputs of layers.
+        outputs: layers whose output is measured too, each with a function applied to it first.
+        transform: ``"copula"``: every channel is mapped to normal scores first, by a pass of its
+            own over the inputs (see :class:`infoslice.statistics.Copula`). Outputs are then always
+            measured: the linear map of transformed inputs is not the transformed output.
         fresh_noise: replaces the input of each layer.
 
     Raises:
         ValueError: a layer was never called, or an activation is NaN or infinite.
+        TypeError: a layer that cannot be measured; ``"copula"`` and a transposed convolution.
     """
+    if transform not in (None, "copula"):
+        raise ValueError(
+            f"collect: argument transform: expected None or 'copula', got {transform!r}"
+        )
+    layers, transforms = list(layers), None
+    if transform:
+        copula = Copula(model, layers, outputs=outputs, fresh_noise=fresh_noise)
+        copula.run(inputs, batch_size, weights)
+        transforms, outputs = copula.inputs, copula.outputs
+        if structure != "full":
+            outputs = None
     accumulator = Accumulator(
         model,
         layers,
@@ -234,11 +203,7 @@ def collect(
         transforms=transforms,
         fresh_noise=fresh_noise,
     )
-    with evaluating(model), torch.no_grad(), accumulator:
-        for number, batch in enumerate(inputs.batches(batch_size)):
-            at = slice(number * batch_size, (number + 1) * batch_size)
-            with accumulator.weighted(None if weights is None else weights[at]):
-                model(*batch.args, **batch.kwargs)
+    accumulator.run(inputs, batch_size, weights)
     missing = [name for name in accumulator.layers if name not in accumulator.moments]
     if missing:
         raise ValueError(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import infoslice
-from infoslice.group_statistics import GroupStatistics
+from infoslice.group_statistics import GroupStatistics, LayerStatistics
 from infoslice.perturbation import Inputs
 from infoslice.statistics import collect
 
@@ -53,8 +53,8 @@ def linear_statistics(covariance, weight, *, mean=None, width=1, count=10_000):
     moments = infoslice.Moments(
         count, mean, nothing, covariance * count, covariance.new_empty(d, 0), nothing[:, None]
     )
-    layer = infoslice.group_statistics.LayerStatistics(
-        "reader", moments, weight, torch.arange(d).view(-1, width)
+    layer = LayerStatistics(
+        "reader", lambda: moments, lambda: moments, weight, torch.arange(d).view(-1, width)
     )
     return GivenStatistics([layer])
 

@@ -30,7 +30,7 @@ class Joint:
     ``noise_variance * m`` on each output, so that ``noise_variance`` compares the noise with the
     *total* signal of the layer (m outputs of variance one): at 1 the whole layer is observed at a
     signal-to-noise ratio of one, whatever its width, and nats of different layers compare.
-    ``ridge * mean(diag)`` is added to the diagonal of X.
+    ``ridge * mean(diag)`` is added to the diagonal of X first, and a linear Y follows from that.
     """
 
     covariance: Tensor
@@ -103,31 +103,52 @@ class LayerStatistics:
         from those of X without sampling error.
         """
         sx = self.moments.covariance_x
-        if self.moments.covariance_y.numel():
+        if not self.linear:
             return sx, self.moments.covariance_xy, self.moments.covariance_y
         sxy = sx @ self.weight.T
         return sx, sxy, self.weight @ sxy
+
+    @property
+    def linear(self) -> bool:
+        """Whether Y is the linear map ``weight @ X``, and no output was measured."""
+        return not self.moments.covariance_y.numel()
 
     def joint(self, noise_variance: float, ridge: float) -> Joint:
         """Of X and the noisy, standardised Y; see :class:`Joint`. Constant outputs are dropped."""
         sx, sxy, sy = self.covariances()
         d = len(sx)
-        live = sy.diagonal() > torch.finfo(torch.float64).eps * sy.diagonal().max().clamp_min(0)
-        scale = sy.diagonal()[live].rsqrt()
+        live, scale = _scale(sy.diagonal())
         m = int(live.sum())
-        joint = sx.new_empty(d + m, d + m)
-        joint[:d, :d] = sx
-        joint[:d, d:] = sxy[:, live] * scale
-        joint[d:, :d] = joint[:d, d:].T
-        joint[d:, d:] = sy[live][:, live] * scale * scale[:, None]
-        diagonal = joint.diagonal()
-        diagonal[:d] += ridge * sx.diagonal().mean()
-        diagonal[d:] += noise_variance * m
+        regular = sx + ridge * sx.diagonal().mean() * torch.eye(d, dtype=sx.dtype)
+        if self.linear:
+            weight = self.weight[live] * scale[:, None]
+            cross = regular @ weight.T
+            own = weight @ cross
+        else:
+            cross = sxy[:, live] * scale
+            own = sy[live][:, live] * scale * scale[:, None]
+        joint = torch.cat([torch.cat([regular, cross], 1), torch.cat([cross.T, own], 1)])
+        joint.diagonal()[d:] += noise_variance * m
         return Joint(joint, d)
+
+    def standardised_weight(self) -> Tensor:
+        """``[m, d]``: rows scaled so that each output of the linear map has variance one.
+
+        Outputs that are constant are left out.
+        """
+        variances = ((self.weight @ self.moments.covariance_x) * self.weight).sum(1)
+        live, scale = _scale(variances)
+        return self.weight[live] * scale[:, None]
 
     def live_channels(self) -> Tensor:
         """Bool ``[C]``: channels of which some input variable varies."""
         return (self.moments.variance_x[self.variables] > 0).any(1)
+
+
+def _scale(variances: Tensor) -> tuple[Tensor, Tensor]:
+    """Which outputs vary, bool ``[m]``, and one over the standard deviations of these."""
+    live = variances > torch.finfo(torch.float64).eps * variances.max().clamp_min(0)
+    return live, variances[live].rsqrt()
 
 
 class GroupStatistics:

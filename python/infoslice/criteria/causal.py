@@ -10,14 +10,17 @@ is part of the definition: without it Y = W X determines X and every term is inf
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from dataclasses import replace
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from infoslice import ops
 from infoslice.group_statistics import GroupStatistics, LayerStatistics
+from infoslice.precision import inverse, own_blocks, precision_blocks
 from infoslice.selection import increasing
+from infoslice.statistics.moments import Shrinkage
 
 __all__ = ["Score", "causal"]
 
@@ -32,6 +35,8 @@ def causal(
     greedy: bool = True,
     noise_variance: float = 1.0,
     ridge: float = 1e-4,
+    shrinkage: Shrinkage | None = None,
+    bias_correction: bool = False,
 ) -> Tensor:
     """Information of every channel of a group, in nats, float64 ``[C]``; high = keep.
 
@@ -55,6 +60,23 @@ def causal(
     ``1/2 log(1 + |w_c|^2 / (s [Sx^-1]_cc))`` with s the noise variance: for large noise the
     least-squares error of leaving the channel out (structured OBS), for small noise a log-volume.
 
+    Finite samples: an information of a sample covariance is off on average, the more so the more
+    variables a layer reads, so that layers do not compare. ``bias_correction`` takes that off, to
+    first order in 1/n, n being independent samples (see
+    :attr:`infoslice.Moments.effective_count`; all positions where it was not measured), d the
+    variables of X and k = tr(Sy (Sy + N)^-1) the outputs that are seen through the noise:
+
+    * ``marginal``, less ``r k / (2 n)``, and ``pairwise``, less ``r m / (2 n (1 + s))``: what a
+      channel that tells nothing seems to tell. It is the same for all channels of a layer;
+    * ``conditional`` of a linear Y: the covariance of X_c given the others comes out too small by
+      ``(n - 1 - d + r) / n``, and is divided by that;
+    * ``conditional`` of a measured Y, less ``r k / (2 (n - 1 - d + r))`` with k given X, and
+      ``output`` of one, less ``d / (2 n (1 + s))``. The output of a linear Y has no bias.
+
+    In the greedy order what all channels removed so far lose together is corrected so, r being all
+    their variables (the eigenvalues of ``W_P Cov(X_P | rest) W_P'`` taken for equal); that the
+    least of many estimates was chosen is not corrected.
+
     Args:
         statistics: of the group.
         weights: not used.
@@ -63,10 +85,14 @@ def causal(
         noise_variance: variance of N on each output, relative to the total variance of the layer's
             outputs, > 0.
         ridge: added to the variances of X, relative to their mean, >= 0.
+        shrinkage: shrink the covariance first, see :meth:`infoslice.Moments.shrunk`. It takes the
+            place of the correction.
+        bias_correction: see above.
 
     Raises:
-        ValueError: an argument out of range; or a covariance that is not positive definite: more
-            samples or a larger ``ridge`` are needed.
+        ValueError: an argument out of range; a covariance that is not positive definite: more
+            samples or a larger ``ridge`` are needed; no more samples than variables and
+            ``bias_correction``; both ``shrinkage`` and ``bias_correction``.
     """
     if score not in get_args(Score):
         raise ValueError(
@@ -76,26 +102,65 @@ def causal(
         raise ValueError(f"causal: argument noise_variance: expected > 0, got {noise_variance}")
     if not ridge >= 0:
         raise ValueError(f"causal: argument ridge: expected >= 0, got {ridge}")
+    if shrinkage is not None and bias_correction:
+        raise ValueError(
+            "causal: argument bias_correction: expected False with shrinkage: it is that of a "
+            "covariance that was not shrunk, got True"
+        )
+    layers = statistics.producers if score == "output" else statistics.consumers
+    if shrinkage is not None:
+        layers = tuple(_shrunk(layer, shrinkage) for layer in layers)
+    if score == "conditional":
+        return _conditional(statistics, layers, greedy, noise_variance, ridge, bias_correction)
     total = torch.zeros(statistics.channels, dtype=torch.float64)
-    if score == "output":
-        for layer in statistics.producers:
-            total += _output(layer, noise_variance, ridge)
-    elif score == "conditional":
-        return _conditional(statistics, greedy, noise_variance, ridge)
-    else:
-        for layer in statistics.consumers:
-            joint = layer.joint(noise_variance, ridge)
-            op = ops.marginal_mi if score == "marginal" else ops.pairwise_mi
-            group_size = layer.variables.shape[1]
-            y = range(joint.inputs, len(joint.covariance))
-            if joint.outputs:
-                x = layer.variables.flatten().tolist()
-                found = op(joint.covariance, x, y, group_size=group_size)
-                total += _checked(found.nats, layer) * layer.live_channels()
+    for layer in layers:
+        if score == "output":
+            total += _output(layer, noise_variance, ridge, bias_correction)
+            continue
+        joint = layer.joint(noise_variance, ridge)
+        op = ops.marginal_mi if score == "marginal" else ops.pairwise_mi
+        group_size = layer.variables.shape[1]
+        y = range(joint.inputs, len(joint.covariance))
+        if joint.outputs:
+            x = layer.variables.flatten().tolist()
+            nats = _checked(op(joint.covariance, x, y, group_size=group_size).nats, layer)
+            if bias_correction:
+                s = noise_variance * joint.outputs
+                seen = (
+                    _seen(joint.covariance[joint.inputs :, joint.inputs :], s)
+                    if score == "marginal"
+                    else joint.outputs / (1 + s)
+                )
+                nats = nats - group_size * seen / (2 * _count(layer, 1))
+            total += nats * layer.live_channels()
     return total
 
 
-def _output(layer: LayerStatistics, noise_variance: float, ridge: float) -> Tensor:
+def _shrunk(layer: LayerStatistics, shrinkage: Shrinkage) -> LayerStatistics:
+    moments = layer.moments.shrunk(shrinkage)
+    return replace(layer, full=lambda: moments, diagonal=lambda: moments)
+
+
+def _count(layer: LayerStatistics, more_than: int) -> float:
+    """Independent samples."""
+    moments = layer.moments
+    count = moments.kish_count if moments.errors is None else moments.effective_count
+    if not count > more_than:
+        raise ValueError(
+            f"causal: argument bias_correction: expected more samples than variables, got "
+            f"{count:g} samples of layer '{layer.name}', of which more than {more_than} are needed"
+        )
+    return count
+
+
+def _seen(noisy: Tensor, s: float) -> float:
+    """``tr(S (S + s I)^-1)`` of ``S + s I``: how many of its variables stand out of the noise."""
+    return len(noisy) - s * float(torch.linalg.inv(noisy).diagonal().sum())
+
+
+def _output(
+    layer: LayerStatistics, noise_variance: float, ridge: float, bias_correction: bool
+) -> Tensor:
     """I(X; Y_c + N_c) of every written channel; a constant output tells nothing."""
     sx, sxy, sy = layer.covariances()
     d = len(sx)
@@ -111,53 +176,140 @@ def _output(layer: LayerStatistics, noise_variance: float, ridge: float) -> Tens
     written = (layer.variables + d).flatten().tolist()
     group_size = layer.variables.shape[1]
     found = ops.marginal_mi(joint, written, range(d), group_size=group_size)
-    return _checked(found.nats, layer)
+    nats = _checked(found.nats, layer)
+    if bias_correction and not layer.linear:
+        seen = group_size / (1 + noise_variance * count)
+        nats = nats - (variances[layer.variables] > 0).any(1) * d * seen / (2 * _count(layer, d))
+    return nats
+
+
+class _Part(NamedTuple):
+    """A layer's share in the conditional information.
+
+    Over the group's variables, all else that the layer reads being given: ``a`` the precision of X
+    and ``b`` that of X given Y + N, ``[C r, C r]``, or their blocks ``[C, r, r]``. With them
+    ``I(X_c; Y + N | rest) = 1/2 (logdet B_cc - logdet A_cc)``. ``freedom`` is n - 1 - d, and
+    ``samples`` n; ``outputs`` are m, ``seen`` those of a measured Y that stand out of the noise
+    given X, 0 for a linear one.
+    """
+
+    a: Tensor
+    b: Tensor
+    size: int
+    samples: float
+    freedom: float
+    outputs: int
+    seen: float
+
+    def corrected(self) -> Tensor:
+        """Nats of the blocks, ``[C]``."""
+        freedom = self.freedom + self.size
+        if self.seen:
+            return _half_log_ratio(self.a, self.b) - self.size * self.seen / (2 * freedom)
+        return _half_log_ratio(self.a, self.a + self.samples / freedom * (self.b - self.a))
+
+    def corrected_along(self, order: Tensor) -> Tensor:
+        """Nats that each channel of an order loses, those before it being gone."""
+        r = self.size
+        own = (order[:, None] * r + torch.arange(r)).flatten()
+        # Forgetting variables is elimination: the determinants of all beginnings at once.
+        roots = [torch.linalg.cholesky(p[own][:, own]).diagonal().log() for p in (self.b, self.a)]
+        lost = (roots[0] - roots[1]).cumsum(0)[r - 1 :: r]
+        gone = torch.arange(1, len(order) + 1, dtype=lost.dtype) * r
+        freedom = self.freedom + gone
+        if self.seen:
+            lost = lost - gone * self.seen / (2 * freedom)
+        else:
+            rank = gone.clamp(max=self.outputs) / 2
+            lost = rank * torch.log1p(self.samples / freedom * torch.expm1(lost / rank))
+        return torch.diff(lost, prepend=lost.new_zeros(1))
+
+
+def _half_log_ratio(a: Tensor, b: Tensor) -> Tensor:
+    """``1/2 (logdet b - logdet a)``; NaN where one is not positive definite."""
+    if a.shape[-1] == 1:
+        return 0.5 * torch.log1p(((b - a) / a)[..., 0, 0])
+    return 0.5 * (ops.logdet(b).logdet - ops.logdet(a).logdet)
 
 
 def _conditional(
-    statistics: GroupStatistics, greedy: bool, noise_variance: float, ridge: float
+    statistics: GroupStatistics,
+    layers: Sequence[LayerStatistics],
+    greedy: bool,
+    noise_variance: float,
+    ridge: float,
+    bias_correction: bool,
 ) -> Tensor:
-    """Conditional information, one-shot or by backward elimination.
-
-    Of each layer two precision matrices over the group's variables (all else that the layer reads
-    is given): ``A`` of X, ``B`` of X given Y + N. Then I(X_c; Y | rest) =
-    1/2 (logdet B_cc - logdet A_cc).
-    """
+    """Conditional information, one-shot or by backward elimination."""
     channels = statistics.channels
     live = torch.zeros(channels, dtype=torch.bool)
-    precision: list[Tensor] = []
-    given_y: list[Tensor] = []
-    sizes: list[int] = []
-    for layer in statistics.consumers:
+    parts = []
+    for layer in layers:
         live |= layer.live_channels()
-        joint = layer.joint(noise_variance, ridge)
-        if not joint.outputs:
-            continue
-        own = layer.variables.flatten()
-        a = _inverse(joint.covariance[: joint.inputs, : joint.inputs], layer)
-        b = _inverse(joint.covariance, layer)
-        # Rows of the precision matrix condition on all that is left out of the selection.
-        precision.append(a[own][:, own])
-        given_y.append(b[own][:, own])
-        sizes.append(layer.variables.shape[1])
-    order, dead = live.nonzero().flatten(), (~live).nonzero().flatten()
-    losses = torch.zeros(len(order), dtype=torch.float64)
-    if greedy and sizes:
-        order, losses, info = ops.backward_elimination(
-            precision, given_y, len(order), group_size=sizes, keep=dead
-        )
-        _refuse_singular(bool(info))
-    elif sizes:
-        for a, b, size in zip(precision, given_y, sizes, strict=True):
-            shape = (channels, size, channels, size)
-            of_b, of_a = (ops.logdet(p.view(shape)[order, :, order, :]).logdet for p in (b, a))
-            losses += 0.5 * (of_b - of_a)
-        _refuse_singular(not bool(losses.isfinite().all()))
-    if greedy:
-        losses = increasing(losses)
+        part = _part(layer, greedy, noise_variance, ridge, bias_correction)
+        if part is not None:
+            parts.append(part)
     scores = torch.zeros(channels, dtype=torch.float64)
-    scores[order] = losses
+    if not parts:
+        return scores
+    if not greedy:
+        for part in parts:
+            nats = part.corrected() if bias_correction else _half_log_ratio(part.a, part.b)
+            scores += nats
+        _refuse_singular(not bool(scores[live].isfinite().all()))
+        return scores.masked_fill(~live, 0.0)
+    order, losses, info = ops.backward_elimination(
+        [part.a for part in parts],
+        [part.b for part in parts],
+        int(live.sum()),
+        group_size=[part.size for part in parts],
+        keep=(~live).nonzero().flatten(),
+    )
+    _refuse_singular(bool(info))
+    least = 0.0
+    if bias_correction:
+        losses = torch.stack([part.corrected_along(order) for part in parts]).sum(0)
+        least = min(0.0, float(losses.min())) if len(losses) else 0.0
+    scores[order] = increasing(losses - least) + least
     return scores
+
+
+def _part(
+    layer: LayerStatistics, whole: bool, noise_variance: float, ridge: float, counted: bool
+) -> _Part | None:
+    """None if none of the layer's outputs varies; matrices if ``whole``, else blocks."""
+    variables, d = layer.variables, len(layer.mean)
+    size, own = variables.shape[1], variables.flatten()
+    samples = _count(layer, 1 + d - size) if counted else 0.0
+    freedom = samples - 1 - d
+    if not layer.linear:
+        joint = layer.joint(noise_variance, ridge)
+        m = joint.outputs
+        if not m:
+            return None
+        a = inverse("causal", joint.covariance[:d, :d], layer)
+        b = inverse("causal", joint.covariance, layer)
+        # B's block of Y is the inverse of what X leaves of Y + N.
+        seen = m - noise_variance * m * float(b.diagonal()[d:].sum()) if counted else 0.0
+        if whole:
+            return _Part(a[own][:, own], b[own][:, own], size, samples, freedom, m, seen)
+        blocks = own_blocks(a, variables), own_blocks(b, variables)
+        return _Part(*blocks, size, samples, freedom, m, seen)
+    weight = layer.standardised_weight()
+    m = len(weight)
+    if not m:
+        return None
+    sx = layer.moments.covariance_x
+    sx.diagonal().add_(ridge * float(sx.diagonal().mean()))
+    weight = weight / (noise_variance * m) ** 0.5
+    # Given W X + N, X has W'W / s more precision (Woodbury): no joint covariance is inverted.
+    if whole:
+        a = inverse("causal", sx, layer)[own][:, own]
+        b = a + weight[:, own].T @ weight[:, own]
+        return _Part(a, b, size, samples, freedom, m, 0.0)
+    a = precision_blocks("causal", sx, layer)
+    rows = weight.T[variables]
+    return _Part(a, a + rows @ rows.mT, size, samples, freedom, m, 0.0)
 
 
 def _refuse_singular(singular: bool) -> None:
@@ -168,22 +320,11 @@ def _refuse_singular(singular: bool) -> None:
         )
 
 
-def _inverse(matrix: Tensor, layer: LayerStatistics) -> Tensor:
-    factor = ops.cholesky(matrix)
-    if int(factor.info):
-        raise ValueError(
-            f"causal: argument ridge: expected a positive definite covariance of layer "
-            f"'{layer.name}' ({layer.moments.count} samples of {len(matrix)} variables), got one "
-            f"whose leading minor {int(factor.info)} is not; raise ridge or the number of samples"
-        )
-    return torch.cholesky_inverse(factor.factor)
-
-
 def _checked(nats: Tensor, layer: LayerStatistics) -> Tensor:
     if not bool(nats.isfinite().all()):
         raise ValueError(
             f"causal: argument ridge: expected a positive definite covariance of layer "
-            f"'{layer.name}' ({layer.moments.count} samples), got a singular one; raise ridge or "
+            f"'{layer.name}' ({layer.moments.count:g} samples), got a singular one; raise ridge or "
             f"the number of samples"
         )
     return nats

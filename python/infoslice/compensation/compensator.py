@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from infoslice.compensation.batch_norm import restate_
 from infoslice.compensation.merge import merge_
 from infoslice.compensation.one_shot import fold_mean_, linear_moments
+from infoslice.compensation.reconstruction import reconstruct_
 from infoslice.compensation.refit import joint_moments, refit_, refittable
 from infoslice.criteria import merges
 from infoslice.graph import ChannelGroup
@@ -26,7 +27,6 @@ from infoslice.group_weights import silenced
 from infoslice.statistics import (
     Moments,
     collect,
-    measure,
     supported,
     variables,
     variables_per_channel,
@@ -125,9 +125,22 @@ class Compensator:
             found = self.work.in_pruned.at(name), self.work.in_original.at(name)
             self._waiting[name] = (self.work.sums[name], *found)
             return
+        if "sequential" in self.how and name in self.work.steps:
+            then = self.work.steps[name][int(self._norm_behind(name) is not None) :]
+            self._reconstruct(
+                name,
+                self.work.in_pruned.at(name),
+                self.work.in_original.at(name),
+                rectified=bool(then) and then[0].is_relu,
+            )
+            return
         norm, kept = self._norm_behind(name), self._kept_variables(name, layer)
-        if "sequential" in self.how:
-            refit_(layer, self._joint(name), kept, norm=norm, ridge=self.ridge)
+        if "sequential" in self.how:  # called several times: all calls count
+            work = self.work
+            joint = joint_moments(
+                work.pruned, work.original, name, work.inputs(), batch_size=work.batch_size
+            )
+            refit_(layer, joint, kept, norm=norm, ridge=self.ridge)
             return
         own = self._of_original[name]
         before = self.work.original.get_submodule(name)
@@ -156,19 +169,9 @@ class Compensator:
         weights, and are given its new output at the sum.
         """
         work, name = self.work, where.layer
-        layer = cast("nn.Linear | _ConvNd", work.pruned.get_submodule(name))
-        norm, kept = self._norm_behind(name), self._kept_variables(name, layer)
         module = where.norm or name
         others = zip(work.in_original.at_sum(module), work.in_pruned.at_sum(module), strict=True)
-        total: Moments | None = None
-        for x, y, (there, here) in zip(inputs, outputs, others, strict=True):
-            lacking = there - here
-            if norm is not None:
-                lacking = lacking * _inverse_gain(norm).view(-1, *[1] * (y.dim() - 2))
-            found = measure(layer, x, y + lacking, output_covariance=False)
-            total = found if total is None else total.merge(found)
-        assert total is not None  # Inputs hold at least one batch
-        refit_(layer, total, kept, norm=norm, ridge=self.ridge)
+        layer = self._reconstruct(name, inputs, outputs, list(others), rectified=where.rectified)
         with torch.no_grad():
             new = [cast(Tensor, layer(x)) for x in inputs]
             if where.norm:
@@ -176,27 +179,34 @@ class Compensator:
                 new = [cast(Tensor, last(y)) for y in new]
         work.in_pruned.replace(new)
 
+    def _reconstruct(
+        self,
+        name: str,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        others: Sequence[tuple[Tensor, Tensor]] | None = None,
+        *,
+        rectified: bool,
+    ) -> nn.Module:
+        layer = self.work.pruned.get_submodule(name)
+        reconstruct_(
+            layer,
+            inputs,
+            outputs,
+            self._kept_variables(name, layer),
+            norm=self._norm_behind(name),
+            others=others,
+            rectified=rectified,
+            ridge=self.ridge,
+        )
+        return layer
+
     def _norm_behind(self, name: str) -> _BatchNorm | None:
         """The batch norm that alone reads the layer's output, if it holds running statistics."""
         first = self.work.steps.get(name, ())[:1]
         found = self.work.pruned.get_submodule(first[0].module) if first else None
         usable = isinstance(found, _BatchNorm) and found.running_mean is not None
         return cast(_BatchNorm, found) if usable and first[0].is_norm else None
-
-    def _joint(self, name: str) -> Moments:
-        """Of what the pruned network feeds the layer and what the original's gives."""
-        work = self.work
-        if name not in work.steps:  # called several times: all calls count
-            return joint_moments(
-                work.pruned, work.original, name, work.inputs(), batch_size=work.batch_size
-            )
-        total: Moments | None = None
-        layer = work.pruned.get_submodule(name)
-        for x, y in zip(work.in_pruned.at(name), work.in_original.at(name), strict=True):
-            found = measure(layer, x, y, output_covariance=False)
-            total = found if total is None else total.merge(found)
-        assert total is not None  # Inputs hold at least one batch
-        return total
 
     @cached_property
     def _of_original(self) -> Mapping[str, Moments]:
@@ -241,12 +251,3 @@ class Compensator:
                     places = piece.index_map.indices(removed.nonzero().flatten())
                     kept.view(-1, taps)[places] = False
         return kept.nonzero().flatten()
-
-
-def _inverse_gain(norm: _BatchNorm) -> Tensor:
-    """``[C]``: what a unit of the norm's output is at its input; 0 where nothing comes through."""
-    spread = cast(Tensor, norm.running_var).add(norm.eps).sqrt()
-    if not norm.affine:
-        return spread
-    gain = norm.weight.detach() / spread
-    return torch.where(gain != 0, gain.reciprocal(), 0)

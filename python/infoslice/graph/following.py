@@ -30,6 +30,11 @@ class Step:
     is_norm: bool
     _node: Node
 
+    @property
+    def is_relu(self) -> bool:
+        """Whether it is zero for all that is negative, and nothing else."""
+        return _name(self._node) == "relu"
+
     def apply(self, model: nn.Module, x: Tensor) -> Tensor:
         """The operation with the parameters of ``model``, in evaluation mode."""
         if self.is_norm:
@@ -59,12 +64,14 @@ def following(graph: ChannelGraph) -> dict[str, tuple[Step, ...]]:
 class Sum:
     """Where a layer's output, batch-normed by ``norm`` if that is not empty, meets another tensor.
 
-    ``before``: the layers whose first call comes before the sum.
+    ``before``: the layers whose first call comes before the sum. ``rectified``: only a ReLU reads
+    it.
     """
 
     layer: str
     norm: str
     before: frozenset[str]
+    rectified: bool
 
 
 def sums(graph: ChannelGraph) -> dict[str, Sum]:
@@ -96,7 +103,8 @@ def sums(graph: ChannelGraph) -> dict[str, Sum]:
         reads = math.prod(graph.tensors[f"{node.module}.weight"][0][1:])
         if then not in found or found[then][0] < reads:
             before = frozenset(n for n in graph.layers if first.get(n, place[then]) < place[then])
-            found[then] = reads, Sum(node.module, norm, before)
+            rectified = len(then.users) == 1 and _name(next(iter(then.users))) == "relu"
+            found[then] = reads, Sum(node.module, norm, before, rectified)
     return {one.layer: one for _, one in found.values()}
 
 

@@ -28,7 +28,7 @@ def match(
     inputs: Inputs,
     *,
     steps: int = 150,
-    learning_rate: float = 0.1,
+    learning_rate: float = 0.3,
     batch_size: int = 64,
     show_progress: bool = True,
 ) -> Inputs:

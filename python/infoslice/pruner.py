@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -50,7 +50,7 @@ def prune(
     pruning_ratio_dict: Mapping[str, float] | None = None,
     criterion: str | Criterion = "causal",
     criterion_options: Mapping[str, Any] | None = None,
-    allocation: Allocation = "global",
+    allocation: Allocation | Callable[..., dict[str, Tensor]] = "global",
     max_pruning_ratio: float | None = None,
     round_to: int = 1,
     refinement: Refinement = "none",
@@ -100,7 +100,8 @@ def prune(
             ``"global"``, but lowest first in score per cost saved: ``"per_macs"`` and
             ``"per_parameters"``; by what cutting each group alone, in the order of its scores, does
             to the output: ``"sensitivity"`` (:func:`infoslice.allocation.sensitivity`), which
-            suits criteria whose scores do not compare between layers.
+            suits criteria whose scores do not compare between layers; or a function of the same
+            arguments, as that one with a divergence of your own (``functools.partial``).
         max_pruning_ratio: at most this share of any one group; by default half-way from
             ``pruning_ratio`` to all of it.
         round_to: channels kept per group are rounded up to a multiple of this.
@@ -159,6 +160,9 @@ def prune(
     for name, ratio in (("pruning_ratio", pruning_ratio), ("max_pruning_ratio", max_pruning_ratio)):
         if ratio is not None:
             check_ratio("prune", name, ratio)
+    measured_by = sensitivity
+    if callable(allocation):
+        measured_by, allocation = allocation, "sensitivity"
     for name, value, allowed in (
         ("allocation", allocation, get_args(Allocation)),
         ("refinement", refinement, get_args(Refinement)),
@@ -247,9 +251,11 @@ def prune(
                 # What does not fit into memory together is let go, and measured anew if asked for.
                 statistics |= measured if len(portions) == 1 else work.statistics(portion)
             if allocation == "sensitivity":
-                scores = sensitivity(
+                again = lru_cache(maxsize=1)(lambda group: work.statistics([group])[group.name])
+                at_hand = again if len(portions) > 1 else lambda group: statistics[group.name]
+                scores = measured_by(
                     graph, model, inputs(), scores, batch_size=batch_size,
-                    cut=lambda group, gone: compensator.alone(group, gone, statistics[group.name]),
+                    cut=lambda group, gone: compensator.alone(group, gone, at_hand(group)),
                     show_progress=show_progress,
                 )  # fmt: skip
             keep = chosen(scores)

@@ -20,7 +20,7 @@ from infoslice.comparison import Task
 from infoslice.perturbation import Inputs, match, noise
 
 SIZE, CALIBRATION = 160, 48
-FITTED, STEPS = 96, 80
+FITTED, STEPS = 96, 50
 
 
 class ConvBNReLU(nn.Sequential):

@@ -64,7 +64,9 @@ def task() -> Task:
             "Lee Pearson": pearsonr(alike, judged[above[0], above[1]])[0],
         }
 
-    chunks = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in sentences.news()]
+    chunks = [
+        tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in sentences.news()
+    ]
     body = LENGTH - 2
     pieces = [c[i : i + body] for c in chunks for i in range(0, len(c) - body + 1, body)]
     real = torch.tensor(pieces)
@@ -87,7 +89,8 @@ def task() -> Task:
         drawn = torch.randint(1000, tokenizer.vocab_size, (SAMPLES, body), generator=generator)
         return framed(drawn)
 
+    example = {name: tensor[:1] for name, tensor in news(0).items()}
     return Task(
-        "minilm", model, news(0), evaluate, {"real": news, "random tokens": tokens},
+        "minilm", model, example, evaluate, {"real": news, "random tokens": tokens},
         options={"batch_size": 32},
     )  # fmt: skip

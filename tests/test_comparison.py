@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import itertools
 import math
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -278,6 +280,18 @@ def test_budgets_and_options():
     assert rows[1].method.criterion == "causal:score=marginal,noise_variance=2.0"
 
 
+def test_refinements_are_crossed():
+    rows = small(
+        make_task(), criteria=["random"], sources=["real"], refinements=["none", "swaps"], seeds=1
+    )
+    assert not any(row.error for row in rows)
+    refined = {row.key: row.metrics for row in rows[1:] if row.method.refinement == "swaps"}
+    assert len(refined) == 4
+    assert {key[0].source for key in refined} == {"real"}  # swaps look at the inputs
+    plain = [row for row in rows[1:] if row.method.refinement == "none"]
+    assert all(row.metrics not in refined.values() for row in plain)
+
+
 def test_reading_the_command():
     assert split("causal:score=marginal,greedy=False,flap") == [
         "causal:score=marginal,greedy=False", "flap",
@@ -296,6 +310,7 @@ def test_reading_the_command():
         ({"compensations": ["magic"]}, "argument compensations"),
         ({"allocations": ["fair"]}, "argument allocations"),
         ({"sources": ["dreams"]}, "argument sources"),
+        ({"refinements": ["polish"]}, "argument refinements"),
         ({"ratios": [1.5]}, "argument ratios"),
         ({"seeds": 0}, "at least one method, one ratio and one seed"),
     ],
@@ -356,3 +371,13 @@ def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runner, "prune", interrupted)
     assert cli.main([*call[:-1], str(tmp_path / "stopped")]) == 130
     assert "stopped" in capsys.readouterr().err
+
+
+def test_what_carries_weights_and_data_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench" / "comparisons"))
+    carriers = importlib.import_module("carriers")
+    assert carriers.package("infoslice", "pip install infoslice").name == "infoslice"
+    with pytest.raises(FileNotFoundError, match="absent is missing: pip install absent"):
+        carriers.package("absent", "pip install absent")
+    with pytest.raises(FileNotFoundError, match="/absent is missing: apt-get install absent"):
+        carriers.folder("/absent", "apt-get install absent")

@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("criteria", "causal,random", "with options after a colon: causal:score=marginal"),
         ("compensations", "none,sequential", "a+b: both"),
         ("allocations", "global", "how widths are shared out"),
+        ("refinements", "none", "of the selection"),
         ("ratios", "0.25,0.5", "shares of the channels to remove, or budgets: macs=60%%"),
     ):
         compare.add_argument(f"--{name}", default=default, help=f"{text} (default: {default})")
@@ -84,6 +85,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             criteria=split(options.criteria),
             compensations=split(options.compensations),
             allocations=split(options.allocations),
+            refinements=split(options.refinements),
             ratios=[read_ratio(ratio) for ratio in split(options.ratios)],
             sources=None if options.sources is None else split(options.sources),
             seeds=options.seeds,

@@ -22,7 +22,7 @@ from infoslice.comparison.task import Task, criterion_of, load_task, ratio_name
 from infoslice.criteria import Criterion
 from infoslice.ops import build_info
 from infoslice.progress import track
-from infoslice.pruner import Compensation
+from infoslice.pruner import Compensation, Refinement
 from infoslice.selection import Allocation, Budget, check_ratio
 
 __all__ = ["Method", "Row", "Task", "compare", "compare_methods", "load_task", "plot", "text"]
@@ -34,6 +34,7 @@ def compare(
     criteria: Iterable[str | Criterion] = ("causal", "random"),
     compensations: Iterable[str | Sequence[str]] = ("none", "sequential"),
     allocations: Iterable[str] = ("global",),
+    refinements: Iterable[str] = ("none",),
     ratios: Iterable[float | Budget] = (0.25, 0.5),
     sources: Iterable[str] | None = None,
     seeds: int | Iterable[int] = 1,
@@ -51,6 +52,7 @@ def compare(
             functions.
         compensations: as :func:`infoslice.prune` takes them; ``"merge+batch_norm"`` is both.
         allocations: as :func:`infoslice.prune` takes them.
+        refinements: as :func:`infoslice.prune` takes them.
         ratios: shares of the channels to remove, or budgets (``{"macs": "60%"}``).
         sources: of the task's; by default all.
         seeds: how many (0, 1, ...) or which.
@@ -62,7 +64,9 @@ def compare(
     compensated = [c if isinstance(c, str) else "+".join(c) for c in compensations]
     chosen = [
         Method(*names)
-        for names in itertools.product(functions, compensated, allocations, sources or task.sources)
+        for names in itertools.product(
+            functions, compensated, allocations, sources or task.sources, refinements
+        )
     ]
     return compare_methods(
         task,
@@ -162,6 +166,7 @@ def _check(
             ("compensations", method.compensation.split("+"), get_args(Compensation)),
             ("allocations", [method.allocation], get_args(Allocation)),
             ("sources", [method.source], tuple(task.sources)),
+            ("refinements", [method.refinement], get_args(Refinement)),
         ):
             for value in got:
                 if value not in allowed:

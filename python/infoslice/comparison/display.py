@@ -55,7 +55,7 @@ def _tables(
         same = [
             f"{f.name} {getattr(here[0].method, f.name)}"
             for f in fields(Method)
-            if f.name not in varied and getattr(here[0].method, f.name)
+            if f.name not in varied and getattr(here[0].method, f.name) not in ("", "none")
         ]
         cells = [[*varied, *names, "parameters", "MACs", "latency", "took", "runs"]]
         cells.extend(_line(s, varied, names) for s in (*dense, *here))
@@ -84,6 +84,8 @@ def _rank(
 
 def _line(summary: Summary, varied: Sequence[str], names: Sequence[str]) -> list[str]:
     method = [getattr(summary.method, name) for name in varied]
+    if summary.method.criterion == UNPRUNED:
+        method = [UNPRUNED, *("" for _ in method[1:])]
     failed = f" + {len(summary.errors)} failed" if summary.errors else ""
     if not summary.runs:
         return [*method, *("failed" for _ in names), "", "", "", "", f"0{failed}"]
@@ -145,7 +147,7 @@ def plot(
                 s
                 for s in pruned
                 if s.method.criterion == criterion
-                and (_panel(s.method) == panel or _panel(s.method) == (*panel[:2], "none"))
+                and (_panel(s.method) == panel or _panel(s.method) == (*panel[:3], "none"))
             ]
             if mine:
                 _curve(axes, [dense, *mine], metric, f"C{number}" if number < 10 else None)
@@ -169,8 +171,9 @@ def plot(
     return True
 
 
-def _panel(method: Method) -> tuple[str, str, str]:
-    return method.compensation, method.allocation, method.source
+def _panel(method: Method) -> tuple[str, str, str, str]:
+    refined = "" if method.refinement == "none" else method.refinement
+    return method.compensation, method.allocation, refined, method.source
 
 
 def _curve(axes: Any, points: Sequence[Summary], metric: str, colour: str | None) -> None:

@@ -27,9 +27,12 @@ class Method:
     compensation: str = ""
     allocation: str = ""
     source: str = ""
+    refinement: str = "none"
 
     def __str__(self) -> str:
-        return ", ".join(filter(None, (getattr(self, f.name) for f in fields(self))))
+        parts = (self.criterion, self.compensation, self.allocation, self.source)
+        refined = "" if self.refinement == "none" else self.refinement
+        return ", ".join(filter(None, (*parts, refined)))
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def _read(path: Path) -> tuple[dict[str, str], list[Row]]:
     rows = []
     for cells in csv.DictReader(lines):
         row = Row(
-            Method(*(cells[f.name] for f in fields(Method))),
+            Method(**{f.name: cells[f.name] for f in fields(Method) if f.name in cells}),
             cells["ratio"],
             int(cells["seed"]),
             error=cells["error"],

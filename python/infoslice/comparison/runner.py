@@ -18,7 +18,7 @@ from infoslice.criteria import Criterion
 from infoslice.graph import ChannelGraph, trace
 from infoslice.group_statistics import GroupStatistics
 from infoslice.perturbation import Inputs, Perturbation, evaluating, perturb
-from infoslice.pruner import prune
+from infoslice.pruner import Refinement, prune
 from infoslice.report import latencies
 from infoslice.selection import Allocation, Budget
 
@@ -103,6 +103,7 @@ class Runner:
                     criterion=self._remembered(method, seed),
                     compensation=cast(Any, parts[0] if len(parts) == 1 else tuple(parts)),
                     allocation=cast(Allocation, method.allocation),
+                    refinement=cast(Refinement, method.refinement),
                     seed=seed,
                     graph=self.graph,
                     show_progress=False,

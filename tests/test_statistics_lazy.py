@@ -72,3 +72,44 @@ def test_a_wide_layer_is_left_whole_only_by_criteria_that_need_its_covariance(al
     cut = infoslice.prune(model, x[:2], criterion=_variance, **options)
     assert set(cut.report.left_whole) == {"4"}  # the model's output
     assert cut.model[0].out_features < 12
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_normal_scores_are_for_informations_alone(allocation):
+    model, x = _model(), torch.randn(64, 5).exp()
+    options = {"data": x, "allocation": allocation, "show_progress": False}
+    seen = []
+
+    def spy(statistics, weights):
+        seen.extend((layer.moments, layer.variance) for layer in statistics.consumers)
+        return infoslice.criteria.causal(statistics, weights)
+
+    infoslice.prune(model, x[:2], criterion=spy, transform="copula", **options)
+    assert seen
+    for moments, variance in seen:
+        assert moments.transformed
+        scores = moments.variance_x[moments.variance_x > 0]
+        assert scores.max() <= 1
+        assert abs(float(variance.mean()) - float(moments.variance_x.mean())) > 1e-3  # of values
+    with pytest.raises(ValueError, match="transform=None with this criterion"):
+        infoslice.prune(model, x[:2], criterion="obs", transform="copula", **options)
+    # a criterion of variances is given those of the values, copula or not
+    keep = [
+        infoslice.prune(model, x[:2], criterion="variance", transform=t, **options).plan.keep
+        for t in (None, "copula")
+    ]
+    assert {n: list(k) for n, k in keep[0].items()} == {n: list(k) for n, k in keep[1].items()}
+    with pytest.raises(ValueError, match="transform"):
+        infoslice.prune(model, x[:2], transform="rank", **options)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_sampling_errors_reach_the_criteria(allocation):
+    model, x = _model(), torch.randn(64, 5)
+    options = {
+        "data": x, "allocation": allocation, "show_progress": False,
+        "criterion_options": {"shrinkage": "ledoit_wolf"},
+    }  # fmt: skip
+    infoslice.prune(model, x[:2], sampling_errors=True, **options)
+    with pytest.raises(ValueError, match="sampling_errors=True"):
+        infoslice.prune(model, x[:2], **options)

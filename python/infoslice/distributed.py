@@ -66,12 +66,12 @@ def all_reduce_moments(moments: Moments, *, group: dist.ProcessGroup | None = No
     weighted = moments.squared_weights is not None
     squares = moments.squared_weights if moments.squared_weights is not None else moments.count
     head = [moments.count, squares, float(weighted)]
-    head.append(float(moments.errors is None and moments.count > 0))
+    head += [float(moments.errors is None and moments.count > 0), float(moments.transformed)]
     means = torch.cat([moments.mean_x, moments.mean_y]) * moments.count
     first = torch.cat([torch.tensor(head, dtype=torch.float64, device=means.device), means])
     first = _reduced(first, dist.ReduceOp.SUM, group)
-    count, squares, weighted_somewhere, without_errors = first[:4].tolist()
-    mean = first[4:] / count if count else first[4:]
+    count, squares, weighted_somewhere, without_errors, transformed = first[:5].tolist()
+    mean = first[5:] / count if count else first[5:]
     if without_errors:
         moments = replace(moments, errors=None)
     elif moments.errors is None:
@@ -94,6 +94,7 @@ def all_reduce_moments(moments: Moments, *, group: dist.ProcessGroup | None = No
         summed(own.scatter_y),
         squares if weighted_somewhere else None,
         errors,
+        bool(transformed),
     )
 
 

@@ -79,7 +79,8 @@ class LayerStatistics:
 
     @cached_property
     def _marginal(self) -> Moments:
-        return self.moments if self.measured else self.diagonal()
+        usable = self.measured and not self.moments.transformed
+        return self.moments if usable else self.diagonal()
 
     @property
     def mean(self) -> Tensor:
@@ -92,7 +93,15 @@ class LayerStatistics:
         return self._marginal.variance_x
 
     def second_moments(self, *, centred: bool) -> Tensor:
-        """Of X, float64 ``[d, d]``: its covariance, or ``E[X X']`` about the origin."""
+        """Of X, float64 ``[d, d]``: its covariance, or ``E[X X']`` about the origin.
+
+        Raises ValueError for moments of normal scores: errors of outputs are those of the values.
+        """
+        if self.moments.transformed:
+            raise ValueError(
+                f"second_moments: expected moments of what layer '{self.name}' reads, got those of "
+                f"a transform of it; use transform=None with this criterion"
+            )
         s = self.moments.covariance_x
         return s if centred else s + torch.outer(self.mean, self.mean)
 

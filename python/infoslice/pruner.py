@@ -22,6 +22,7 @@ from infoslice.progress import track
 from infoslice.refinement import swaps
 from infoslice.report import Report, totals
 from infoslice.selection import Allocation, Budget, best, check_ratio, select
+from infoslice.statistics import Transform
 from infoslice.surgery import Edit, PruningPlan, plan
 from infoslice.workpiece import Injection, Target, Workpiece
 
@@ -65,6 +66,8 @@ def prune(
     seed: int = 0,
     batch_size: int = 64,
     max_variables: int = 8192,
+    transform: Transform | None = None,
+    sampling_errors: bool = False,
     ignored_layers: Iterable[str | nn.Module] = (),
     graph: ChannelGraph | None = None,
     inplace: bool = False,
@@ -134,6 +137,13 @@ def prune(
         batch_size: samples per forward; bounds the memory of activations.
         max_variables: a layer that reads more variables (channels times receptive field) is not
             measured: its covariance would need ``8 * variables^2`` bytes a few times over.
+        transform: ``"copula"``: informations are those of normal scores, whatever the distribution
+            of a channel (:class:`infoslice.statistics.Copula`). For criteria that read informations
+            (``"causal"``, ``"greedy_mi"``); those that read errors of outputs refuse it.
+            Compensation is not touched.
+        sampling_errors: measure how the samples cluster and their fourth moments as well: criteria
+            then correct and shrink for the effective number of independent samples
+            (:attr:`infoslice.Moments.effective_count`), and can shrink as Ledoit and Wolf do.
         ignored_layers: module paths or modules that stay whole.
         graph: of this model, from :func:`infoslice.trace`, to save tracing it again;
             ``ignored_layers`` is then that graph's.
@@ -169,6 +179,7 @@ def prune(
         ("perturbation", perturbation, get_args(Perturbation)),
         ("injection", injection, get_args(Injection)),
         ("target", target, get_args(Target)),
+        ("transform", transform, (None, *get_args(Transform))),
     ):
         if value not in allowed:
             raise ValueError(f"prune: argument {name}: expected one of {allowed}, got {value!r}")
@@ -211,6 +222,8 @@ def prune(
         target=target,
         batch_size=batch_size,
         max_variables=max_variables,
+        transform=transform,
+        sampling_errors=sampling_errors,
     )
     chosen = partial(
         select,

@@ -23,6 +23,7 @@ from infoslice.statistics import (
     Moments,
     Stream,
     Structure,
+    Transform,
     collect,
     measure,
     supported,
@@ -59,11 +60,14 @@ class Workpiece:
         target: Target,
         batch_size: int,
         max_variables: int,
+        transform: Transform | None = None,
+        sampling_errors: bool = False,
     ) -> None:
         self.graph, self.original, self.pruned = graph, original, pruned
         self.inputs, self.target = inputs, target
         self.steps, self.sums = following(graph), sums(graph)
         self.injection, self.kind, self.seed = injection, kind, seed
+        self.transform, self.sampling_errors = transform, sampling_errors
         self.batch_size, self.max_variables = batch_size, max_variables
         self.keep: dict[str, Tensor] = {}
         self.seen: set[str] = set()
@@ -109,8 +113,9 @@ class Workpiece:
 
         @cache
         def diagonals() -> Mapping[str, Moments]:
-            left = [name for name in layers if name not in reasons and name not in known]
-            return {**known, **self.collect(left, "diagonal")} if left else known
+            found: Mapping[str, Moments] = {} if self.transform else known
+            left = [name for name in layers if name not in reasons and name not in found]
+            return {**found, **self.collect(left, "diagonal")} if left else found
 
         return {
             g.name: GroupStatistics(
@@ -148,7 +153,7 @@ class Workpiece:
         """
         again = self.statistics([group])[group.name]
         alone = group.consumers == (name,) and name in self.steps and self.injection == "input"
-        if not alone or self.not_measurable(name):
+        if not alone or self.not_measurable(name) or self.transform:
             return again
 
         def here(structure: Structure) -> Moments:
@@ -158,7 +163,8 @@ class Workpiece:
                 y = None
                 if name in self._outputs([name], structure):
                     y = self._activate(self.steps[name], cast(Tensor, layer.forward(x)))
-                found = measure(layer, x, y, structure=structure)
+                errors = self.sampling_errors and structure == "full"
+                found = measure(layer, x, y, structure=structure, sampling_errors=errors)
                 total = found if total is None else total.merge(found)
             assert total is not None  # Inputs hold at least one batch
             return total
@@ -197,7 +203,9 @@ class Workpiece:
             layers,
             batch_size=self.batch_size,
             structure=structure,
+            sampling_errors=self.sampling_errors and structure == "full",
             outputs=self._outputs(layers, structure),
+            transform=self.transform if structure == "full" else None,
             fresh_noise=fresh,
         )
 
@@ -221,6 +229,8 @@ class Workpiece:
                 f"'{name}' is a {type(layer).__name__}; torch's own linear layers and convolutions "
                 f"with groups=1 can be measured"
             )
+        if self.transform and isinstance(layer, _ConvTransposeNd):
+            return f"'{name}' is transposed: its outputs are no samples of its transformed inputs"
         if name not in self.called:
             return f"the weight of '{name}' is used by other code than its own"
         return ""

@@ -82,10 +82,15 @@ def refit_(
         ridge: see above, > 0.
 
     Raises:
-        ValueError: ``ridge`` is not positive.
+        ValueError: ``ridge`` is not positive, or ``moments`` are of a transform of X.
     """
     if not ridge > 0:
         raise ValueError(f"refit_: argument ridge: expected > 0, got {ridge}")
+    if moments.transformed:
+        raise ValueError(
+            "refit_: argument moments: expected those of what the layer reads, got those of a "
+            "transform of it"
+        )
     weight = cast(Tensor, layer.weight)
     bias = cast("Tensor | None", layer.bias)
     centred = bias is not None or norm is not None

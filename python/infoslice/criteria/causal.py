@@ -137,7 +137,9 @@ def causal(
 
 
 def _shrunk(layer: LayerStatistics, shrinkage: Shrinkage) -> LayerStatistics:
-    moments = layer.moments.shrunk(shrinkage)
+    moments = layer.moments
+    varies = moments.errors is not None and bool((moments.variance_x > 0).any())
+    moments = moments.shrunk(shrinkage, count=moments.effective_count if varies else None)
     return replace(layer, full=lambda: moments, diagonal=lambda: moments)
 
 

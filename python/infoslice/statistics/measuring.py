@@ -69,6 +69,8 @@ def measure(
     else:
         size = _block_size(layer, block_size)
         moments = _of_pieces(layer, x, y, w, structure, size)
+    if transform is not None:
+        moments = replace(moments, transformed=True)
     if sampling_errors and moments.count:
         errors = _errors(layer, x, w, moments)
         moments = replace(moments, errors=errors)

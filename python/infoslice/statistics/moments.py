@@ -30,7 +30,8 @@ class Moments:
     stand next to each other were measured, or ``[d]``, the sums of squares alone. ``mean_y``,
     ``scatter_xy`` and ``scatter_y`` are empty (m = 0) where no output was measured, ``scatter_y``
     alone where only its covariance with X was. ``errors``:
-    see :class:`SamplingErrors`, None where not asked for.
+    see :class:`SamplingErrors`, None where not asked for. ``transformed``: X is not what the layer
+    reads but a function of it (normal scores), which no weights may be multiplied with.
     """
 
     count: float
@@ -41,6 +42,7 @@ class Moments:
     scatter_y: Tensor
     squared_weights: float | None = None
     errors: SamplingErrors | None = None
+    transformed: bool = False
 
     @property
     def structure(self) -> Structure:
@@ -82,6 +84,7 @@ class Moments:
             one.scatter_y.add_(two.scatter_y),
             squares,
             errors,
+            self.transformed or other.transformed,
         )
 
     def about(self, mean_x: Tensor, mean_y: Tensor) -> Moments:
@@ -103,6 +106,7 @@ class Moments:
             self._about_y(dy),
             self.squared_weights,
             errors,
+            self.transformed,
         )
 
     def _about_y(self, dy: Tensor) -> Tensor:

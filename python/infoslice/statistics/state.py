@@ -14,6 +14,7 @@ from infoslice.statistics.sampling_errors import SamplingErrors
 __all__ = ["from_tensors", "to_tensors"]
 
 _ERRORS = tuple(field.name for field in fields(SamplingErrors))
+_OPTIONAL = {"squared_weights", "transformed"}
 _TENSORS = ("mean_x", "mean_y", "scatter_x", "scatter_xy", "scatter_y")
 
 
@@ -23,6 +24,8 @@ def to_tensors(moments: Moments) -> dict[str, Tensor]:
     found["count"] = torch.tensor(moments.count, dtype=torch.float64)
     if moments.squared_weights is not None:
         found["squared_weights"] = torch.tensor(moments.squared_weights, dtype=torch.float64)
+    if moments.transformed:
+        found["transformed"] = torch.tensor(True)
     if moments.errors is not None:
         found |= {name: getattr(moments.errors, name) for name in _ERRORS}
     return found
@@ -33,12 +36,12 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> Moments:
     required = {*_TENSORS, "count"}
     names = set(tensors)
     optional = names - required
-    if not required <= names or not optional <= {"squared_weights", *_ERRORS}:
+    if not required <= names or not optional <= {*_OPTIONAL, *_ERRORS}:
         raise ValueError(
             f"from_tensors: argument tensors: expected the fields of moments, got {sorted(names)}"
         )
     errors = None
-    if optional - {"squared_weights"}:
+    if optional - _OPTIONAL:
         errors = SamplingErrors(*(tensors[name] for name in _ERRORS))
     squares = tensors.get("squared_weights")
     return Moments(
@@ -50,4 +53,5 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> Moments:
         tensors["scatter_y"],
         None if squares is None else float(squares),
         errors,
+        "transformed" in tensors,
     )

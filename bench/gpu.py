@@ -32,7 +32,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"build": 130.0, "tests": 130.0, "sanitize": 90.0, "bench": 250.0}
 TOTAL = 515.0
 TOOLS = ("memcheck", "racecheck", "initcheck")
-TESTED = ("covariance", "cholesky", "precision", "gaussian_mi", "greedy", "slice_channels")
+TESTED = (
+    "covariance", "cholesky", "precision", "gaussian_mi", "greedy", "slice_channels",
+    "spanning_tree",
+)  # fmt: skip
 HUGE = ("covariance", "cholesky", "greedy", "slice_channels")
 CMAKE = """
 cmake -S . -B build/gpu -GNinja -DINFOSLICE_CUDA=ON -DPython_EXECUTABLE="$PYTHON" \

@@ -142,6 +142,10 @@ def samples() -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
         ],
         "backward_elimination": layers,
         "obs_elimination": layers,
+        "spanning_tree": [
+            ((torch.randn(2, 9, 3),), {}),
+            ((torch.randn(7, 2, dtype=torch.float64), spd(d=7)), {}),
+        ],
         "gaussian_mi": information,
         "marginal_mi": grouped,
         "conditional_mi": grouped,

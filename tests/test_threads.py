@@ -25,6 +25,7 @@ def calls() -> dict[str, Any]:
     images = torch.randn(16, 48, 30, 30)
     float32 = torch.float32
     inputs, outputs = list(range(180)), list(range(180, 190))
+    points = torch.randn(7, 600, 3)
     weights = [torch.randn(1500, 1500) for _ in range(3)]
     keep = torch.arange(0, 1500, 2)
     batch = spd(12, d=190)
@@ -42,6 +43,7 @@ def calls() -> dict[str, Any]:
         "conditional_mi": lambda: ops.conditional_mi(batch, inputs, outputs),
         "marginal_mi": lambda: ops.marginal_mi(batch, inputs, outputs, noise_variance=1.0),
         "pairwise_mi": lambda: ops.pairwise_mi(batch, inputs, outputs, noise_variance=1.0),
+        "spanning_tree": lambda: ops.spanning_tree(points),
         "slice_channels": lambda: ops.slice_channels(weights, [(0, 1)] * 3, [(keep, keep)] * 3),
     }
 

@@ -27,7 +27,8 @@ constexpr CudaKernelsOf<T> kernels_of{cuda::cholesky<T>,
                                       cuda::precision_blocks<T>,
                                       cuda::forward_selection<T>,
                                       cuda::backward_elimination<T>,
-                                      cuda::obs_elimination<T>};
+                                      cuda::obs_elimination<T>,
+                                      cuda::spanning_tree<T>};
 
 template <class T>
 constexpr CovarianceOf<T> covariance_of{
@@ -51,7 +52,8 @@ const CudaKernels kernels{
     cuda::marginal_mi_workspace,
     cuda::conditional_mi_workspace,
     cuda::pairwise_mi_workspace,
-    {cuda::slice_table, cuda::slice_channels_workspace, cuda::slice_channels}};
+    {cuda::slice_table, cuda::slice_channels_workspace, cuda::slice_channels},
+    cuda::spanning_tree_workspace};
 
 // covariance_hopper, which no op calls yet, for tests and benchmarks to call on raw addresses. Axes are
 // (size, stride in elements), outer ones first.

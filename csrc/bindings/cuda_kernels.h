@@ -13,6 +13,7 @@
 #include "greedy.h"
 #include "precision.h"
 #include "slice_channels.h"
+#include "spanning_tree.h"
 
 namespace infoslice {
 
@@ -26,6 +27,7 @@ struct CudaKernelsOf {  // bodies for elements of type T
   decltype(&cuda::forward_selection<T>) forward_selection;
   decltype(&cuda::backward_elimination<T>) backward_elimination;
   decltype(&cuda::obs_elimination<T>) obs_elimination;
+  decltype(&cuda::spanning_tree<T>) spanning_tree;
 };
 
 template <class T>
@@ -66,6 +68,7 @@ struct CudaKernels {
   decltype(&cuda::conditional_mi_workspace) conditional_mi_workspace;
   decltype(&cuda::pairwise_mi_workspace) pairwise_mi_workspace;
   SliceChannels slice_channels;
+  decltype(&cuda::spanning_tree_workspace) spanning_tree_workspace;
 
   template <class T>
   const CudaKernelsOf<T>& of() const {

@@ -21,6 +21,7 @@ from infoslice.ops import (
     PrecisionBlocks,
     PrecisionDiagonal,
     Selection,
+    SpanningTree,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ __all__ = [
     "precision_diagonal",
     "slice_channels",
     "slice_channels_",
+    "spanning_tree",
     "submatrix_logdet",
 ]
 
@@ -335,3 +337,28 @@ def slice_channels_(
     for tensor, result in zip(tensors, slice_channels(tensors, dims, keep), strict=True):
         tensor.data = result
     return list(tensors)
+
+
+# -- spanning_tree ---------------------------------------------------------------------------------
+
+
+def spanning_tree(points: Tensor, base: Tensor | None = None) -> SpanningTree[Tensor]:
+    """The vertex nearest to the tree joins it, from vertex 0 on, until all are in."""
+    if points.dim() > 2:
+        trees = [spanning_tree(p, base) for p in points]
+        return SpanningTree(*(torch.stack(part) for part in zip(*trees, strict=True)))
+    x = points.double()
+    squared = (x[:, None] - x).square().sum(-1) + (0 if base is None else base.double())
+    tree, edges, lengths = [0], [], []
+    for _ in range(len(x) - 1):
+        rows = squared[tree].index_fill(1, torch.tensor(tree), torch.inf)
+        gained = int(rows.amin(0).argmin())
+        edges.append([tree[int(rows[:, gained].argmin())], gained])
+        lengths.append(rows[:, gained].amin())
+        tree.append(gained)
+    info = torch.tensor(int(not squared.isfinite().all()), dtype=torch.int32)
+    if info:
+        edges, lengths = [[-1, -1]] * (len(x) - 1), [x.new_tensor(torch.nan)] * (len(x) - 1)
+    return SpanningTree(
+        torch.tensor(edges, dtype=torch.int64).reshape(-1, 2), x.new_tensor(lengths), info
+    )

@@ -34,5 +34,6 @@ void bind_precision(py::module_& module);
 void bind_greedy(py::module_& module);
 void bind_gaussian_mi(py::module_& module);
 void bind_slice_channels(py::module_& module);
+void bind_spanning_tree(py::module_& module);
 
 }  // namespace infoslice

@@ -32,5 +32,6 @@ bool check_precision();
 bool check_greedy();
 bool check_gaussian_mi();
 bool check_slice_channels();
+bool check_spanning_tree();
 
 }  // namespace infoslice

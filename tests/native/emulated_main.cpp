@@ -28,6 +28,7 @@ int main(int count, char** arguments) {
       {"greedy", check_greedy},
       {"gaussian_mi", check_gaussian_mi},
       {"slice_channels", check_slice_channels},
+      {"spanning_tree", check_spanning_tree},
   };
   const std::string name = count < 2 ? "" : std::atoll(arguments[1]) ? "cholesky" : arguments[1];
   bool good = true, found = false;

@@ -20,6 +20,7 @@
 #include "greedy.h"
 #include "precision.h"
 #include "slice_channels.h"
+#include "spanning_tree.h"
 
 namespace infoslice {
 namespace {
@@ -125,6 +126,62 @@ void grams(int64_t rows, int64_t columns) {
       expect(std::abs(entry - c[static_cast<size_t>(i * stride + j)]) < 1e-11,
              "gram " + std::to_string(rows) + "x" + std::to_string(columns));
     }
+  }
+}
+
+// Kruskal's total length against the tree's, and every vertex gained once.
+template <class T>
+void trees(int64_t batch, int64_t n, int64_t d, bool with_base, int threads) {
+  const std::string where = std::to_string(batch) + " trees of " + std::to_string(n);
+  const Array<T> points = random_array<T>(batch * n * d);
+  Array<T> base = random_array<T>(with_base ? n * n : 0);
+  for (int64_t i = 0; i < n && with_base; ++i)
+    for (int64_t j = 0; j < i; ++j)
+      base[static_cast<size_t>(i * n + j)] = base[static_cast<size_t>(j * n + i)];
+  Array<int64_t> edges(static_cast<size_t>(batch * (n - 1) * 2));
+  Array<T> lengths(static_cast<size_t>(batch * (n - 1)));
+  Array<int32_t> info(static_cast<size_t>(batch), -1);
+  cpu::spanning_tree(points.data(), with_base ? base.data() : nullptr, batch, n, d, edges.data(),
+                     lengths.data(), info.data(), threads);
+  for (int64_t b = 0; b < batch; ++b) {
+    expect(info[static_cast<size_t>(b)] == 0, "info: " + where);
+    std::vector<std::pair<double, std::pair<int64_t, int64_t>>> all;
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j < i; ++j) {
+        double distance = with_base ? static_cast<double>(base[static_cast<size_t>(i * n + j)]) : 0;
+        for (int64_t k = 0; k < d; ++k) {
+          const double step =
+              static_cast<double>(points[static_cast<size_t>((b * n + i) * d + k)]) -
+              static_cast<double>(points[static_cast<size_t>((b * n + j) * d + k)]);
+          distance += step * step;
+        }
+        all.push_back({distance, {i, j}});
+      }
+    }
+    std::sort(all.begin(), all.end());
+    std::vector<int64_t> part(static_cast<size_t>(n));
+    std::iota(part.begin(), part.end(), 0);
+    double expected = 0, total = 0;
+    for (const auto& [distance, pair] : all) {
+      const int64_t from = part[static_cast<size_t>(pair.first)];
+      const int64_t to = part[static_cast<size_t>(pair.second)];
+      if (from == to) continue;
+      expected += distance;
+      std::replace(part.begin(), part.end(), from, to);
+    }
+    std::vector<bool> in(static_cast<size_t>(n));
+    in[0] = true;
+    bool grows = true;
+    for (int64_t e = b * (n - 1); e < (b + 1) * (n - 1); ++e) {
+      const size_t from = static_cast<size_t>(edges[static_cast<size_t>(2 * e)]);
+      const size_t to = static_cast<size_t>(edges[static_cast<size_t>(2 * e + 1)]);
+      grows = grows && in[from] && !in[to];
+      in[to] = true;
+      total += static_cast<double>(lengths[static_cast<size_t>(e)]);
+    }
+    expect(grows, "no tree: " + where);
+    expect(std::abs(total - expected) <= 1e-5 * static_cast<double>(n * (d + 1)),
+           "length: " + where);
   }
 }
 
@@ -419,6 +476,15 @@ void run(int threads) {
     for (int64_t step : {1, 2}) {
       for (int64_t padding : {0, 1}) {
         for (int64_t dilation : {1, 2}) patches(kernel, step, padding, dilation, threads);
+      }
+    }
+  }
+  for (int64_t n : {1, 2, 7, 16, 31, 32, 33, 65, 100}) {
+    for (int64_t d : {0, 1, 3}) {
+      for (bool with_base : {false, true}) {
+        if (d == 0 && !with_base) continue;
+        trees<float>(2, n, d, with_base, threads);
+        trees<double>(3, n, d, with_base, threads);
       }
     }
   }

@@ -33,6 +33,7 @@ from infoslice.ops.precision import (
     precision_diagonal,
 )
 from infoslice.ops.slice_channels import slice_channels, slice_channels_
+from infoslice.ops.spanning_tree import SpanningTree, spanning_tree
 
 __all__ = [
     "BuildInfo",
@@ -45,6 +46,7 @@ __all__ = [
     "PrecisionBlocks",
     "PrecisionDiagonal",
     "Selection",
+    "SpanningTree",
     "backward_elimination",
     "build_info",
     "cholesky",
@@ -63,5 +65,6 @@ __all__ = [
     "precision_diagonal",
     "slice_channels",
     "slice_channels_",
+    "spanning_tree",
     "submatrix_logdet",
 ]

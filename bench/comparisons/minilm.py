@@ -5,7 +5,7 @@
 BERT of 6 layers: the widths of the MLPs and the heads are pruned. Layer norms compute over the
 residual width, which is therefore left whole. The judgements are of 1,225 pairs of documents, of
 which the first 64 tokens are read; more finely than these the cosine tells how far the vectors of
-the documents have moved. The 353 pairs of single words are unlike anything that the network is shown
+the documents have moved. The 353 pairs of single words are unlike anything the network is shown
 while it is pruned.
 """
 

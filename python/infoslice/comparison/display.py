@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -112,10 +113,12 @@ def _failures(rows: Iterable[Row]) -> list[str]:
 def plot(
     path: Path, rows: Sequence[Row], *, title: str = "", lower_is_better: Collection[str] = ()
 ) -> bool:
-    """The first metric against the parameters left, one panel for each source and compensation.
+    """The first metric against the parameters left, and below against multiply-accumulates.
 
-    Lines are means over the seeds, bands one standard deviation to either side. Returns False,
-    without a file, where matplotlib is missing or no run succeeded.
+    A column for each compensation, allocation, refinement and source; lines are means over the
+    seeds, bands one standard deviation to either side. Runs with a budget of parameters are not
+    drawn against multiply-accumulates, nor the other way round. Returns False, without a file,
+    where matplotlib is missing or no run succeeded.
     """
     every = [s for s in summarise(rows) if s.runs]
     dense = next((s for s in every if s.method.criterion == UNPRUNED), None)
@@ -133,26 +136,29 @@ def plot(
     panels = list(dict.fromkeys(_panel(s.method) for s in pruned if s.method.source != "none"))
     panels = panels or list(dict.fromkeys(_panel(s.method) for s in pruned))
     criteria = list(dict.fromkeys(s.method.criterion for s in pruned))
-    columns = min(len(panels), 3)
-    lines = math.ceil(len(panels) / columns)
+    costs = {"parameters": "parameters left (%)", "macs": "multiply-accumulates left (%)"}
     figure, grid = plt.subplots(
-        lines, columns, figsize=(1 + 4.5 * columns, 0.6 + 3.6 * lines), sharex=True, sharey=True,
-        squeeze=False, layout="constrained",
+        len(costs), len(panels), figsize=(2.2 + 3.4 * len(panels), 6.6), sharex="row",
+        sharey=True, squeeze=False, layout="constrained",
     )  # fmt: skip
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for axes, panel in zip(grid.flat, panels, strict=False):
+    for (row, cost), (column, panel) in itertools.product(enumerate(costs), enumerate(panels)):
+        axes = grid[row, column]
+        (other,) = costs.keys() - {cost}
         for number, criterion in enumerate(criteria):
             mine = [
                 s
                 for s in pruned
                 if s.method.criterion == criterion
-                and (_panel(s.method) == panel or _panel(s.method) == (*panel[:3], "none"))
+                and _panel(s.method) in (panel, (*panel[:3], "none"))
+                and not s.ratio.startswith(f"{other}=")
             ]
             if mine:
-                _curve(axes, [dense, *mine], metric, f"C{number}" if number < 10 else None)
-        axes.set_title(", ".join(filter(None, panel)), fontsize=9)
+                colour = f"C{number}" if number < 10 else None
+                _curve(axes, [dense, *mine], metric, cost, colour)
         axes.grid(alpha=0.3)
+        axes.set_xlabel(costs[cost], fontsize=9)
+        if row == 0:
+            axes.set_title(", ".join(filter(None, panel)), fontsize=9)
     means = [s.mean[metric] for s in every if math.isfinite(s.mean[metric])]
     if metric in lower_is_better and min(means) > 0 and max(means) > 30 * min(means):
         grid[0, 0].set_yscale("log")
@@ -161,7 +167,6 @@ def plot(
         drawn, labels = axes.get_legend_handles_labels()
         handles.update({label: line for label, line in zip(labels, drawn, strict=True)})
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8)
-    figure.supxlabel("parameters left (%)")
     figure.supylabel(metric)
     figure.suptitle(title)
     temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
@@ -176,10 +181,12 @@ def _panel(method: Method) -> tuple[str, str, str, str]:
     return method.compensation, method.allocation, refined, method.source
 
 
-def _curve(axes: Any, points: Sequence[Summary], metric: str, colour: str | None) -> None:
-    points = sorted(points, key=lambda s: -s.parameters)
-    full = points[0].parameters
-    x = [100 * s.parameters / full for s in points]
+def _curve(
+    axes: Any, points: Sequence[Summary], metric: str, cost: str, colour: str | None
+) -> None:
+    full = getattr(points[0], cost)
+    points = sorted(points, key=lambda s: -float(getattr(s, cost)))
+    x = [100 * getattr(s, cost) / full for s in points]
     y = [s.mean[metric] for s in points]
     label = points[-1].method.criterion
     (line,) = axes.plot(x, y, marker="o", markersize=3, linewidth=1.3, label=label, color=colour)

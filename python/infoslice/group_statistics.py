@@ -124,19 +124,20 @@ class LayerStatistics:
 
     def joint(self, noise_variance: float, ridge: float) -> Joint:
         """Of X and the noisy, standardised Y; see :class:`Joint`. Constant outputs are dropped."""
-        sx, sxy, sy = self.covariances()
-        d = len(sx)
-        live, scale = _scale(sy.diagonal())
-        m = int(live.sum())
-        regular = sx + ridge * sx.diagonal().mean() * torch.eye(d, dtype=sx.dtype)
+        sx = self.moments.covariance_x
+        d, penalty = len(sx), ridge * float(sx.diagonal().mean())
         if self.linear:
-            weight = self.weight[live] * scale[:, None]
-            cross = regular @ weight.T
+            weight, cross = self._standardised()
+            cross = cross + penalty * weight.T
             own = weight @ cross
         else:
-            cross = sxy[:, live] * scale
+            sy = self.moments.covariance_y
+            live, scale = _scale(sy.diagonal())
+            cross = self.moments.covariance_xy[:, live] * scale
             own = sy[live][:, live] * scale * scale[:, None]
-        joint = torch.cat([torch.cat([regular, cross], 1), torch.cat([cross.T, own], 1)])
+        m = len(own)
+        joint = torch.cat([torch.cat([sx, cross], 1), torch.cat([cross.T, own], 1)])
+        joint.diagonal()[:d] += penalty
         joint.diagonal()[d:] += noise_variance * m
         return Joint(joint, d)
 
@@ -145,9 +146,13 @@ class LayerStatistics:
 
         Outputs that are constant are left out.
         """
-        variances = ((self.weight @ self.moments.covariance_x) * self.weight).sum(1)
-        live, scale = _scale(variances)
-        return self.weight[live] * scale[:, None]
+        return self._standardised()[0]
+
+    def _standardised(self) -> tuple[Tensor, Tensor]:
+        """The same, and the covariance of X with such outputs, ``[d, m]``."""
+        cross = self.weight @ self.moments.covariance_x
+        live, scale = _scale((cross * self.weight).sum(1))
+        return self.weight[live] * scale[:, None], (cross[live] * scale[:, None]).T
 
     def live_channels(self) -> Tensor:
         """Bool ``[C]``: channels of which some input variable varies."""

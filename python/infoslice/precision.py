@@ -8,7 +8,7 @@ from torch import Tensor
 from infoslice import ops
 from infoslice.group_statistics import LayerStatistics
 
-__all__ = ["inverse", "own_blocks", "precision_blocks"]
+__all__ = ["gram_blocks", "inverse", "own_blocks", "own_part", "precision_blocks"]
 
 
 def inverse(function: str, matrix: Tensor, layer: LayerStatistics) -> Tensor:
@@ -18,9 +18,25 @@ def inverse(function: str, matrix: Tensor, layer: LayerStatistics) -> Tensor:
     return torch.cholesky_inverse(factor.factor)
 
 
+def own_part(matrix: Tensor, variables: Tensor) -> Tensor:
+    """``[C r, C r]``: of ``[d, d]`` the part of the channels, one after the other."""
+    if _all(variables, len(matrix)):
+        return matrix
+    own = variables.flatten()
+    return matrix[own][:, own]
+
+
 def own_blocks(matrix: Tensor, variables: Tensor) -> Tensor:
     """``[C, r, r]``: of ``[d, d]`` the block of each channel, its variables given as ``[C, r]``."""
     return matrix[variables[:, :, None], variables[:, None, :]]
+
+
+def gram_blocks(weight: Tensor, variables: Tensor) -> Tensor:
+    """:func:`own_blocks` of ``W'W``, W being ``[m, d]``."""
+    if variables.shape[1] == 1:
+        return weight.square().sum(0)[variables][:, :, None]
+    rows = weight.T[variables]
+    return rows @ rows.mT
 
 
 def precision_blocks(function: str, matrix: Tensor, layer: LayerStatistics) -> Tensor:
@@ -30,7 +46,7 @@ def precision_blocks(function: str, matrix: Tensor, layer: LayerStatistics) -> T
     :func:`inverse`.
     """
     variables = layer.variables
-    if not torch.equal(variables.flatten(), torch.arange(len(matrix))):
+    if not _all(variables, len(matrix)):
         return own_blocks(inverse(function, matrix, layer), variables)
     if variables.shape[1] == 1:
         found = ops.precision_diagonal(matrix)
@@ -39,6 +55,11 @@ def precision_blocks(function: str, matrix: Tensor, layer: LayerStatistics) -> T
     blocks = ops.precision_blocks(matrix, variables.shape[1])
     _refuse(function, int(blocks.info), matrix, layer)
     return blocks.blocks
+
+
+def _all(variables: Tensor, d: int) -> bool:
+    """Whether they are all variables in their order."""
+    return variables.numel() == d and torch.equal(variables.flatten(), torch.arange(d))
 
 
 def _refuse(function: str, info: int, matrix: Tensor, layer: LayerStatistics) -> None:

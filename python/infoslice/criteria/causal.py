@@ -18,7 +18,7 @@ from torch import Tensor
 
 from infoslice import ops
 from infoslice.group_statistics import GroupStatistics, LayerStatistics
-from infoslice.precision import inverse, own_blocks, precision_blocks
+from infoslice.precision import gram_blocks, inverse, own_blocks, own_part, precision_blocks
 from infoslice.selection import increasing
 from infoslice.statistics.moments import Shrinkage
 
@@ -281,7 +281,7 @@ def _part(
 ) -> _Part | None:
     """None if none of the layer's outputs varies; matrices if ``whole``, else blocks."""
     variables, d = layer.variables, len(layer.mean)
-    size, own = variables.shape[1], variables.flatten()
+    size = variables.shape[1]
     samples = _count(layer, 1 + d - size) if counted else 0.0
     freedom = samples - 1 - d
     if not layer.linear:
@@ -293,10 +293,9 @@ def _part(
         b = inverse("causal", joint.covariance, layer)
         # B's block of Y is the inverse of what X leaves of Y + N.
         seen = m - noise_variance * m * float(b.diagonal()[d:].sum()) if counted else 0.0
-        if whole:
-            return _Part(a[own][:, own], b[own][:, own], size, samples, freedom, m, seen)
-        blocks = own_blocks(a, variables), own_blocks(b, variables)
-        return _Part(*blocks, size, samples, freedom, m, seen)
+        of_group = own_part if whole else own_blocks
+        a, b = (of_group(p, variables) for p in (a, b))
+        return _Part(a, b, size, samples, freedom, m, seen)
     weight = layer.standardised_weight()
     m = len(weight)
     if not m:
@@ -306,12 +305,11 @@ def _part(
     weight = weight / (noise_variance * m) ** 0.5
     # Given W X + N, X has W'W / s more precision (Woodbury): no joint covariance is inverted.
     if whole:
-        a = inverse("causal", sx, layer)[own][:, own]
-        b = a + weight[:, own].T @ weight[:, own]
-        return _Part(a, b, size, samples, freedom, m, 0.0)
+        a = own_part(inverse("causal", sx, layer), variables)
+        own = weight[:, variables.flatten()]
+        return _Part(a, a + own.T @ own, size, samples, freedom, m, 0.0)
     a = precision_blocks("causal", sx, layer)
-    rows = weight.T[variables]
-    return _Part(a, a + rows @ rows.mT, size, samples, freedom, m, 0.0)
+    return _Part(a, a + gram_blocks(weight, variables), size, samples, freedom, m, 0.0)
 
 
 def _refuse_singular(singular: bool) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from infoslice import ops
 from infoslice.group_statistics import GroupStatistics, LayerStatistics
-from infoslice.precision import inverse, precision_blocks
+from infoslice.precision import gram_blocks, inverse, own_part, precision_blocks
 from infoslice.selection import increasing
 
 __all__ = ["obs"]
@@ -75,22 +75,21 @@ def obs(
     scores = torch.zeros(statistics.channels, dtype=torch.float64)
     if not greedy:
         for layer, h, w in layers:
-            rows = w.T[layer.variables]  # [C, r, m]
-            refitted = torch.linalg.solve(precision_blocks("obs", h, layer), rows)
-            scores += (rows * refitted).sum((1, 2))
+            p, gram = precision_blocks("obs", h, layer), gram_blocks(w, layer.variables)
+            scores += torch.linalg.solve(p, gram).diagonal(dim1=1, dim2=2).sum(1)
         return scores * live
-    precision, gram, sizes = [], [], []
+    precision, grams, sizes = [], [], []
     for layer, h, w in layers:
-        own = layer.variables.flatten()
+        own = w[:, layer.variables.flatten()]
         # Rows of the inverse condition on all that is left out of the selection.
-        precision.append(inverse("obs", h, layer)[own][:, own])
-        gram.append(w[:, own].T @ w[:, own])
+        precision.append(own_part(inverse("obs", h, layer), layer.variables))
+        grams.append(own.T @ own)
         sizes.append(layer.variables.shape[1])
     if not sizes:
         return scores
     dead = (~live).nonzero().flatten()
     order, losses, info = ops.obs_elimination(
-        precision, gram, statistics.channels - len(dead), group_size=sizes, keep=dead
+        precision, grams, statistics.channels - len(dead), group_size=sizes, keep=dead
     )
     if bool(info):
         raise ValueError(

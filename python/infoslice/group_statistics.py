@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from infoslice import ops
 from infoslice.graph import ChannelGroup
 from infoslice.group_weights import batch_norm_scales, incoming, outgoing, positions
-from infoslice.statistics import Moments, variables_per_channel, weight_matrix
+from infoslice.statistics import Moments, Samples, variables_per_channel, weight_matrix
 
 __all__ = ["GroupStatistics", "Joint", "LayerStatistics", "NotMeasuredError"]
 
@@ -66,6 +66,7 @@ class LayerStatistics:
     weight: Tensor
     variables: Tensor
     shifts: bool = True
+    sample: Callable[[], Samples] | None = None
 
     @cached_property
     def moments(self) -> Moments:
@@ -81,6 +82,16 @@ class LayerStatistics:
     def _marginal(self) -> Moments:
         usable = self.measured and not self.moments.transformed
         return self.moments if usable else self.diagonal()
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Of what it reads and writes, averaged over positions (see :class:`Samples`).
+
+        Raises NotMeasuredError where there is nothing to draw them from.
+        """
+        if self.sample is None:
+            raise NotMeasuredError(f"no samples of '{self.name}' can be had")
+        return self.sample()
 
     @property
     def mean(self) -> Tensor:
@@ -184,16 +195,19 @@ class GroupStatistics:
         *,
         diagonals: Callable[[], Mapping[str, Moments]] | None = None,
         not_measurable: Mapping[str, str] | None = None,
+        samples: Callable[[str], Samples] | None = None,
     ) -> None:
         """``moments`` and ``diagonals`` measure full and diagonal moments, by layer.
 
         ``norms``: layer -> the batch norm that alone follows it. ``not_measurable``: layer -> why.
+        ``samples`` draws those of a layer.
         """
         self.name = group.name
         self.channels = group.channels
         self._group, self._model = group, model
         self._moments, self._diagonals = moments, diagonals or moments
         self._norms, self._not_measurable = norms or {}, not_measurable or {}
+        self._samples = samples
 
     @cached_property
     def consumers(self) -> tuple[LayerStatistics, ...]:
@@ -272,4 +286,5 @@ class GroupStatistics:
             weight_matrix(layer),
             variables.flatten(1),
             shifts,
+            partial(self._samples, name) if self._samples else None,
         )

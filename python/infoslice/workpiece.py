@@ -21,10 +21,12 @@ from infoslice.perturbation import Inputs, Kind, noise
 from infoslice.report import LayerReport
 from infoslice.statistics import (
     Moments,
+    Samples,
     Stream,
     Structure,
     Transform,
     collect,
+    collect_samples,
     measure,
     supported,
     variables,
@@ -34,6 +36,7 @@ from infoslice.surgery import PruningPlan
 __all__ = ["Injection", "Target", "Workpiece"]
 
 Injection = Literal["input", "layer"]
+_SAMPLES = 2500  # of a layer, for criteria that look at samples: ten classes of 250
 _BYTES = 4 << 30  # of covariances that are held at a time
 Target = Literal["pre", "post"]
 
@@ -125,6 +128,7 @@ class Workpiece:
                 self._norms,
                 diagonals=diagonals,
                 not_measurable=reasons,
+                samples=self._samples,
             )
             for g in groups
         }
@@ -179,7 +183,17 @@ class Workpiece:
                 return moments()
             return _Here({name: here("diagonal")}, lambda: again.diagonals)
 
-        return GroupStatistics(group, self.pruned, moments, self._norms, diagonals=diagonals)
+        return GroupStatistics(
+            group, self.pruned, moments, self._norms, diagonals=diagonals, samples=self._samples
+        )
+
+    def _samples(self, name: str) -> Samples:
+        """Of a layer of the network pruned so far, which is run once more for them."""
+        if self.injection == "layer":
+            raise NotMeasuredError("samples are those of whole forwards; use injection='input'")
+        inputs, size = self.inputs(), self.batch_size
+        found = collect_samples(self.pruned, inputs, [name], limit=_SAMPLES, batch_size=size)
+        return found[name]
 
     def _outputs(self, layers: list[str], structure: Structure) -> dict[str, Stream]:
         """What is measured of the outputs, by layer."""

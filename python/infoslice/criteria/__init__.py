@@ -21,6 +21,7 @@ from infoslice.criteria.fpgm import fpgm
 from infoslice.criteria.greedy_mi import greedy_mi
 from infoslice.criteria.leverage import leverage
 from infoslice.criteria.magnitude import l1_norm, l2_norm
+from infoslice.criteria.mint import mint
 from infoslice.criteria.obs import obs
 from infoslice.criteria.random import random
 from infoslice.criteria.srinivas_babu import merges, srinivas_babu
@@ -42,6 +43,7 @@ __all__ = [
     "l2_norm",
     "leverage",
     "merges",
+    "mint",
     "obs",
     "random",
     "srinivas_babu",
@@ -62,6 +64,7 @@ CRITERIA: dict[str, Callable[..., Tensor]] = {
     "srinivas_babu": srinivas_babu,
     "wanda_sp": wanda_sp,
     "variance": variance,
+    "mint": mint,
     "obs": obs,
     "leverage": leverage,
     "greedy_mi": greedy_mi,

@@ -278,6 +278,10 @@ def test_refusals():
         measure(layer, x, structure="banded")
     with pytest.raises(ValueError, match="argument y"):
         measure(layer, x, x, structure="block")
+    model = nn.Sequential(layer)
+    for bad, text in ((x, r"\(4, 5\).*layer '0'"), (x / 0, r"finite|NaN.*layer '0'")):
+        with pytest.raises(ValueError, match=text):
+            collect(model, Inputs.of(bad), ["0"], weights=torch.ones(4, 6) if bad is x else None)
     found = measure(layer, x)
     with pytest.raises(ValueError, match="oas"):
         found.shrunk("glasso")
@@ -291,5 +295,5 @@ def test_refusals():
         _ = measure(layer, x[:1], sampling_errors=True).effective_count
     with pytest.raises(ValueError, match=r"3 inputs \(full\)"):
         found.merge(measure(layer, x, structure="diagonal"))
-    with pytest.raises(TypeError, match="ReLU"):
+    with pytest.raises(TypeError, match=r"Accumulator: argument layers: .* a ReLU"):
         Accumulator(nn.Sequential(nn.ReLU()), ["0"])

@@ -81,16 +81,19 @@ class Accumulator(LayerHooks):
     ) -> None:
         """Merge one call."""
         of = self.outputs.get(name)
-        found = measure(
-            layer,
-            x,
-            None if of is None else of(y),
-            weights=weights,
-            structure=self.structure,
-            block_size=self.block_sizes.get(name),
-            sampling_errors=self.sampling_errors,
-            transform=self.transforms.get(name),
-        )
+        try:
+            found = measure(
+                layer,
+                x,
+                None if of is None else of(y),
+                weights=weights,
+                structure=self.structure,
+                block_size=self.block_sizes.get(name),
+                sampling_errors=self.sampling_errors,
+                transform=self.transforms.get(name),
+            )
+        except ValueError as error:
+            raise ValueError(f"{error} (layer '{name}')") from error
         if found.count:
             known = self.moments.get(name)
             self.moments[name] = found if known is None else known.merge(found)

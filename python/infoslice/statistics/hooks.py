@@ -29,7 +29,7 @@ class LayerHooks(ABC):
         *,
         fresh_noise: Stream | None = None,
     ) -> None:
-        self.model, self.layers = model, tuple(dict.fromkeys(_names(model, layers)))
+        self.model, self.layers = model, tuple(dict.fromkeys(self._names(model, layers)))
         self.fresh_noise = fresh_noise
         self._hooks: list[Any] = []
         self._weights: Tensor | None = None
@@ -89,16 +89,16 @@ class LayerHooks(ABC):
 
         return hook
 
-
-def _names(model: nn.Module, layers: Iterable[str | ChannelGroup]) -> Iterator[str]:
-    for entry in layers:
-        if isinstance(entry, ChannelGroup):
-            names = (*entry.producers, *entry.consumers)
-            yield from (name for name in names if supported(model.get_submodule(name)))
-        elif supported(model.get_submodule(entry)):
-            yield entry
-        else:
-            raise TypeError(
-                f"argument layers: expected linear layers and convolutions with groups=1, got "
-                f"'{entry}', a {type(model.get_submodule(entry)).__name__}"
-            )
+    def _names(self, model: nn.Module, layers: Iterable[str | ChannelGroup]) -> Iterator[str]:
+        for entry in layers:
+            if isinstance(entry, ChannelGroup):
+                names = (*entry.producers, *entry.consumers)
+                yield from (name for name in names if supported(model.get_submodule(name)))
+            elif supported(model.get_submodule(entry)):
+                yield entry
+            else:
+                raise TypeError(
+                    f"{type(self).__name__}: argument layers: expected linear layers and "
+                    f"convolutions with groups=1, got '{entry}', a "
+                    f"{type(model.get_submodule(entry)).__name__}"
+                )

@@ -29,9 +29,9 @@ class Moments:
     ``scatter_x`` is ``[d, d]``, or ``[d / b, b, b]`` where only the blocks of b variables that
     stand next to each other were measured, or ``[d]``, the sums of squares alone. ``mean_y``,
     ``scatter_xy`` and ``scatter_y`` are empty (m = 0) where no output was measured, ``scatter_y``
-    alone where only its covariance with X was. ``errors``:
-    see :class:`SamplingErrors`, None where not asked for. ``transformed``: X is not what the layer
-    reads but a function of it (normal scores), which no weights may be multiplied with.
+    alone where only its covariance with X was. ``errors``: see :class:`SamplingErrors`, None where
+    not asked for. ``transformed``: X is not what the layer reads but a function of it (normal
+    scores), which no weights may be multiplied with.
     """
 
     count: float

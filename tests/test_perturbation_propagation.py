@@ -101,8 +101,8 @@ def test_mlp_exact_to_the_second_relu_and_close_behind_it():
     distances = _distances(model, x, moments)
     assert distances["0"] < 0.01  # 200,000 samples
     assert distances["3"] < 0.01
-    assert distances["6"] < 0.1
-    assert distances["8"] < 0.1
+    assert distances["6"] < 0.25
+    assert distances["8"] < 0.25  # what is no longer Gaussian
 
 
 class Residual(nn.Module):

@@ -181,7 +181,7 @@ def tests(report: Report, seconds: float) -> None:
                         environment(OMP_NUM_THREADS="1"))  # fmt: skip
 
         huge = "2_to_the"
-        groups = [[task(op, op, f"not {huge}") for op in (*TESTED, "package")]]
+        groups = [[task(op, op, f"not {huge}") for op in (*TESTED, "package", "statistics")]]
         groups += [[task(f"{op}_huge", op, huge)] for op in HUGE]
         groups += [[task("hopper", "hopper", "")]]
         counts, failures = {"passed": 0, "failed": 0, "skipped": 0}, []

@@ -126,7 +126,7 @@ class Accumulator(LayerHooks):
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Replace all that was measured.
+        """Replace all that was measured; each layer's moments move to where its weight is.
 
         Raises ValueError for a layer that is not among ``layers``, or moments of another structure.
         """
@@ -140,7 +140,10 @@ class Accumulator(LayerHooks):
                 f"load_state_dict: argument state: expected layers of this accumulator, got "
                 f"{unknown}"
             )
-        found = {name: from_tensors(tensors) for name, tensors in by_layer.items()}
+        found = {}
+        for name, tensors in by_layer.items():
+            device = next(self.model.get_submodule(name).parameters()).device
+            found[name] = from_tensors({key: t.to(device) for key, t in tensors.items()})
         for name, moments in found.items():
             if moments.structure != self.structure:
                 raise ValueError(

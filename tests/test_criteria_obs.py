@@ -1,11 +1,14 @@
 """Structured OBS against least squares solved anew for every candidate."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from activations import arrays, least_squares, linear_statistics, mlp, two
-from infoslice.criteria import obs
+from activations import GivenStatistics, arrays, least_squares, linear_statistics, mlp, two
+from infoslice.criteria import causal, obs
+from infoslice.refinement import swaps
 
 
 def _regularised(layer, centred, ridge):
@@ -102,6 +105,22 @@ def test_channels_that_do_not_vary_go_first():
     got = obs(constant, centred=False)
     assert got[1] > 0
     assert got[3] == 0
+
+
+@pytest.mark.parametrize("criterion", [obs, causal])
+def test_what_was_removed_before_makes_up_for_nothing(criterion):
+    """A layer reads a and, beside it, channels that repeat a, of which all weights are silenced."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(200, 4))
+    s = np.cov(np.concatenate([x, x + 0.01 * generator.normal(size=x.shape)], 1).T, ddof=0)
+    w = generator.normal(size=(3, 8))
+    w[:, 4:] = 0
+    both = linear_statistics(s, w).consumers[0]
+    group = GivenStatistics([replace(both, variables=torch.arange(4)[:, None])])
+    alone = linear_statistics(s[:4, :4], w[:, :4])
+    for greedy in (False, True):
+        torch.testing.assert_close(criterion(group, greedy=greedy), criterion(alone, greedy=greedy))
+    assert torch.equal(swaps(group, torch.tensor([0, 1])), swaps(alone, torch.tensor([0, 1])))
 
 
 def test_refusals():

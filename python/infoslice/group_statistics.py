@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -164,6 +164,32 @@ class LayerStatistics:
         cross = self.weight @ self.moments.covariance_x
         live, scale = _scale((cross * self.weight).sum(1))
         return self.weight[live] * scale[:, None], (cross[live] * scale[:, None]).T
+
+    def remaining(self) -> LayerStatistics:
+        """Without the variables of other groups that are not read: all their weights are zero.
+
+        They are those of channels removed before, which cannot make up for anything.
+        """
+        read = (self.weight != 0).any(0)
+        read[self.variables.flatten()] = True
+        if bool(read.all()):
+            return self
+        index, places = read.nonzero().flatten(), read.cumsum(0) - 1
+        moments = replace(
+            self.moments,
+            mean_x=self.moments.mean_x[index],
+            scatter_x=self.moments.scatter_x[index][:, index],
+            scatter_xy=self.moments.scatter_xy[index],
+            errors=None,
+        )
+        return replace(
+            self,
+            full=lambda: moments,
+            diagonal=lambda: moments,
+            weight=self.weight[:, index],
+            variables=places[self.variables],
+            sample=None,
+        )
 
     def live_channels(self) -> Tensor:
         """Bool ``[C]``: channels of which some input variable varies."""

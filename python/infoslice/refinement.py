@@ -48,7 +48,8 @@ def swaps(
     kept[keep] = True
     if kept.all() or not kept.any():
         return keep
-    layers = [_Swept(layer, kept, ridge) for layer in statistics.consumers if _reads(layer)]
+    readers = [layer.remaining() for layer in statistics.consumers]
+    layers = [_Swept(layer, kept, ridge) for layer in readers if _reads(layer)]
     if not layers:
         return keep
     floor = 1e-9 * len(layers)

@@ -111,6 +111,7 @@ def causal(
     if shrinkage is not None:
         layers = tuple(_shrunk(layer, shrinkage) for layer in layers)
     if score == "conditional":
+        layers = tuple(layer.remaining() for layer in layers)
         return _conditional(statistics, layers, greedy, noise_variance, ridge, bias_correction)
     total = torch.zeros(statistics.channels, dtype=torch.float64)
     for layer in layers:

@@ -64,7 +64,7 @@ def obs(
         raise ValueError(f"obs: argument ridge: expected > 0, got {ridge}")
     live = torch.zeros(statistics.channels, dtype=torch.bool)
     layers: list[tuple[LayerStatistics, Tensor, Tensor]] = []
-    for layer in statistics.consumers:
+    for layer in (consumer.remaining() for consumer in statistics.consumers):
         h = layer.second_moments(centred=layer.shifts if centred is None else centred)
         total = float(((layer.weight @ h) * layer.weight).sum())
         if not total > 0:  # nothing that it reads makes a difference

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+import infoslice
+from infoslice.criteria import causal
 from infoslice.perturbation import Inputs, match, noise
 from infoslice.perturbation.norms import noise_at_norms, normalised, normalised_layers
 from infoslice.statistics import collect
@@ -95,3 +97,25 @@ def test_noise_at_norms_is_white_times_the_scale(norm):
         assert (plain[name].covariance_x - expected).norm() / expected.norm() > 0.3
     again = collect(model, Inputs.of(x), ["fc1"], batch_size=100)["fc1"]
     assert torch.equal(again.covariance_x, plain["fc1"].covariance_x)  # the hooks are gone
+
+
+def test_prune_scores_on_noise_at_norms():
+    torch.manual_seed(0)
+    model = Block(nn.LayerNorm).eval()
+    seen = []
+
+    def criterion(statistics, weights):
+        seen.extend(c.moments.covariance_x for c in statistics.consumers if c.name == "fc2")
+        return causal(statistics, weights)
+
+    example = torch.zeros(1, 8, 6)
+    options = {"samples": 500, "show_progress": False, "compensation": "least_squares"}
+    result = infoslice.prune(model, example, criterion=criterion, injection="norm", **options)
+    assert result.report.after.parameters < result.report.before.parameters
+    scale = model.norm2.weight.detach().double()
+    assert (seen[0].diagonal() / scale.square() - 1).abs().max() < 0.15
+    with pytest.raises(ValueError, match="expected layer norms or RMS norms"):
+        infoslice.prune(
+            nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(1, 3),
+            injection="norm", **options,
+        )  # fmt: skip

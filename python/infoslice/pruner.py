@@ -128,7 +128,11 @@ def prune(
             predicts the next token, tokens if it reads tokens and does not, else matched if it
             holds running statistics, else Gaussian. The report says which it was.
         data: real inputs (as ``example_inputs``, any number of samples) in place of noise.
-        injection: perturb the network's ``"input"``, or every ``"layer"`` by noise of its own.
+        injection: perturb the network's ``"input"``; or every ``"layer"`` by noise of its own, or
+            what every layer norm and RMS norm reads (``"norm"``,
+            :func:`infoslice.perturbation.norms.noise_at_norms`). The last two count for scores and
+            for compensation ``"least_squares"`` and ``"bias"``: ``"sequential"`` propagates the
+            input.
         target: information about the plain output of a layer (``"pre"`` activation), or about what
             its batch norm and activation make of it (``"post"``).
         samples: of the perturbation.

@@ -18,6 +18,7 @@ from infoslice.group_statistics import GroupStatistics, LayerStatistics, NotMeas
 from infoslice.group_weights import filters, silence_
 from infoslice.lockstep import Lockstep
 from infoslice.perturbation import Inputs, Kind, noise
+from infoslice.perturbation.norms import noise_at_norms
 from infoslice.report import LayerReport
 from infoslice.statistics import (
     Moments,
@@ -35,7 +36,7 @@ from infoslice.surgery import PruningPlan
 
 __all__ = ["Injection", "Target", "Workpiece"]
 
-Injection = Literal["input", "layer"]
+Injection = Literal["input", "norm", "layer"]
 _SAMPLES = 2500  # of a layer, for criteria that look at samples: ten classes of 250
 _BYTES = 4 << 30  # of covariances that are held at a time
 Target = Literal["pre", "post"]
@@ -192,8 +193,14 @@ class Workpiece:
         if self.injection == "layer":
             raise NotMeasuredError("samples are those of whole forwards; use injection='input'")
         inputs, size = self.inputs(), self.batch_size
-        found = collect_samples(self.pruned, inputs, [name], limit=_SAMPLES, batch_size=size)
+        with self._at_norms():
+            found = collect_samples(self.pruned, inputs, [name], limit=_SAMPLES, batch_size=size)
         return found[name]
+
+    def _at_norms(self) -> contextlib.AbstractContextManager[None]:
+        if self.injection == "norm":
+            return noise_at_norms(self.pruned, self.seed)
+        return contextlib.nullcontext()
 
     def _outputs(self, layers: list[str], structure: Structure) -> dict[str, Stream]:
         """What is measured of the outputs, by layer."""
@@ -211,17 +218,18 @@ class Workpiece:
         if self.injection == "layer":
             generator = torch.Generator().manual_seed(self.seed)
             fresh = partial(_fresh, generator, self.kind)
-        return collect(
-            self.pruned,
-            self.inputs(),
-            layers,
-            batch_size=self.batch_size,
-            structure=structure,
-            sampling_errors=self.sampling_errors and structure == "full",
-            outputs=self._outputs(layers, structure),
-            transform=self.transform if structure == "full" else None,
-            fresh_noise=fresh,
-        )
+        with self._at_norms():
+            return collect(
+                self.pruned,
+                self.inputs(),
+                layers,
+                batch_size=self.batch_size,
+                structure=structure,
+                sampling_errors=self.sampling_errors and structure == "full",
+                outputs=self._outputs(layers, structure),
+                transform=self.transform if structure == "full" else None,
+                fresh_noise=fresh,
+            )
 
     def _activate(self, steps: tuple[Step, ...], y: Tensor) -> Tensor:
         for step in steps:

@@ -47,14 +47,21 @@ def noise_at_norms(model: nn.Module, seed: int = 0) -> Iterator[None]:
     """Let every norm of ``model`` read Gaussian noise in place of what reaches it.
 
     Its output is then ``scale * z + shift`` with z white: the maximum entropy that the norm leaves.
+    Raises ValueError for a model without layer norms and RMS norms.
     """
+    norms = normalised_layers(model)
+    if not norms:
+        raise ValueError(
+            "noise_at_norms: argument model: expected layer norms or RMS norms over the last axis, "
+            "got none; perturb the input or every layer instead"
+        )
     generator = torch.Generator().manual_seed(seed)
 
     def fresh(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0]
         return torch.randn(x.shape, generator=generator).to(x.device, x.dtype), *args[1:]
 
-    hooks = [norm.register_forward_pre_hook(fresh) for norm in normalised_layers(model)]
+    hooks = [norm.register_forward_pre_hook(fresh) for norm in norms]
     try:
         yield
     finally:

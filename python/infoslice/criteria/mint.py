@@ -79,7 +79,7 @@ def mint(
         found.append(scores.amax(0))
     strongest = torch.stack(found).amax(0)
     sizes = [len(block) for block in _blocks(statistics.channels, groups)]
-    return strongest.repeat_interleave(torch.tensor(sizes))
+    return strongest.repeat_interleave(torch.tensor(sizes, device=strongest.device))
 
 
 def geometric_mi(
@@ -118,7 +118,7 @@ def geometric_mi(
     for name, t in (("x", x), ("y", y), ("z", z)):
         _check("geometric_mi", name, t, len(x))
     n = len(x)
-    split = _released_split(n) if released else _split(n, seed)
+    split = _split(n, seed, released, x.device)
     x, y, z = x.double(), y.double(), z.double()
     between = _squared_distances(z[split.kept], z[split.donors])
     from_rows = split.y_rows(between, released)
@@ -273,21 +273,15 @@ class _Split(NamedTuple):
         if released:  # the nearest kept row of a donor, its number taken for one of a donor
             nearest = squared.argmin(0)[: len(self.kept)]
         else:  # row i looks from donor i on: where all are as near, as many donors give y as can
-            start = torch.arange(len(self.kept))
+            start = torch.arange(len(self.kept), device=squared.device)
             turned = (start[:, None] + start) % len(start)
             nearest = (squared.gather(1, turned).argmin(1) + start) % len(start)
         return torch.cat([self.joint, self.donors[nearest]])
 
 
-def _split(n: int, seed: int) -> _Split:
-    rows = _generated(n, seed)
-    third = n // 3
-    return _Split(rows[2 * third :], rows[:third], rows[third : 2 * third])
-
-
-def _released_split(n: int) -> _Split:
-    rows = torch.arange(n)
-    train = 2 * n // 3
+def _split(n: int, seed: int, released: bool, device: torch.device) -> _Split:
+    rows = (torch.arange(n) if released else _generated(n, seed)).to(device)
+    train = 2 * n // 3 if released else n // 3 * 2
     return _Split(rows[train:], rows[: train // 2], rows[train // 2 : train])
 
 
@@ -303,7 +297,7 @@ def _scores(
     n = len(parent)
     if n < 6:
         raise ValueError(f"mint: argument statistics: expected at least 6 samples, got {n}")
-    split = _released_split(n) if released else _split(n, seed)
+    split = _split(n, seed, released, parent.device)
     own = split.own
     # Columns of zeros make the child groups as wide as each other, and change no distance.
     points = parent.new_zeros(len(children), len(own), max(len(block) for block in children))

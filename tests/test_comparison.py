@@ -197,6 +197,10 @@ def test_the_file_can_be_read_by_others(tmp_path):
     assert len(table) == len(rows)
     assert float(table[0]["agreement"]) == 1.0
     assert "infoslice compare tiny.py" in (tmp_path / "compare-tiny.md").read_text()
+    for command, seeds in (("infoslice compare tiny.py --seeds 3", 3), ("nothing new", 3)):
+        small(make_task(), output=tmp_path, command=command, seeds=seeds)
+    said = "# command: infoslice compare tiny.py; infoslice compare tiny.py --seeds 3\n"
+    assert said in (tmp_path / "compare-tiny.csv").read_text()
 
 
 def test_other_tasks_and_versions_are_not_mixed_in(tmp_path, monkeypatch):

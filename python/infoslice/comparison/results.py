@@ -86,6 +86,9 @@ class Results:
                     f"{header[title]}, got {found.get(title)}; remove the file or choose another "
                     f"folder"
                 )
+        # A file that was continued names every command, in the form in which a shell takes them.
+        commands = dict.fromkeys([*found.get("command", "").split("; "), header.get("command", "")])
+        self.header["command"] = "; ".join(filter(None, commands))
 
     def add(self, row: Row) -> None:
         """Add a row, or put it in the place of one with its key; the file follows at once."""

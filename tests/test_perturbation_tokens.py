@@ -211,6 +211,20 @@ def test_a_language_model_is_pruned_without_data(perturbation):
     assert result.model.model.layers[0].mlp.down_proj.in_features == 36
 
 
+def test_positions_given_by_the_caller_stay():
+    class Placed(Sums):
+        def forward(self, input_ids, position_ids):
+            return self.head((self.table(input_ids) + self.positions(position_ids)).cumsum(1))
+
+    example = {"input_ids": torch.ones(1, 6, dtype=torch.int64),
+               "position_ids": torch.arange(6)[None]}  # fmt: skip
+    assert resolve(Placed(), example, "auto") == "generated"
+    made = uniform_tokens(Placed(), example, 5).kwargs
+    assert torch.equal(made["position_ids"], torch.arange(6).repeat(5, 1))
+    with pytest.raises(ValueError, match="length: expected 6"):
+        uniform_tokens(Placed(), example, 5, length=7)
+
+
 class _Broken(Chain):
     def forward(self, ids):
         return super().forward(ids) * torch.nan

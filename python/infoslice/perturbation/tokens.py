@@ -34,9 +34,9 @@ def uniform_tokens(
     Args:
         model: reads tokens by an embedding. Run in eval mode; nothing of it changes.
         example_inputs: a tensor, a tuple or list of arguments, or a dict of keyword arguments.
-            The integer tensors ``[N, T]`` that the largest embedding reads become ids
-            ``[samples, length]`` of the same dtype and device; ``attention_mask`` becomes ones; of
-            any other tensor the first sample is repeated.
+            The integer tensors ``[N, T]`` that the largest embedding reads, ``position_ids`` apart,
+            become ids ``[samples, length]`` of the same dtype and device; ``attention_mask``
+            becomes ones; of any other tensor the first sample is repeated.
         samples: how many sequences, >= 2.
         length: of each, in tokens; T unless given.
         excluded: ids that are not used, as those of special tokens.
@@ -230,6 +230,10 @@ def _embedded(model: nn.Module, inputs: Inputs) -> dict[int, int]:
 def _tokens(where: str, model: nn.Module, example_inputs: Any) -> _Tokens:
     inputs = Inputs.of(example_inputs)
     entries = _embedded(model, inputs)
+    if len(entries) > 1:  # a table of positions may be the larger one
+        positions = inputs.kwargs.get("position_ids")
+        tensors = inputs.tensors()
+        entries = {i: n for i, n in entries.items() if tensors[i] is not positions}
     if not entries:
         raise ValueError(
             f"{where}: argument example_inputs: expected a tensor of token ids [N, T] that an "
@@ -301,8 +305,10 @@ def _logits(output: Any) -> Tensor | None:
 def _predicts(model: nn.Module, found: _Tokens) -> bool:
     if len(found.places) > 1:
         return False
-    ids = torch.arange(min(4, max(found.length, 2))).remainder(found.vocabulary).expand(2, -1)
-    ids = ids.clone()
+    # A few tokens tell, unless other tensors (positions) fix the length.
+    mask = found.example.kwargs.get("attention_mask")
+    fixed = [t for t in found.example.tensors() if t is not found.ids and t is not mask]
+    ids = torch.arange(found.length if fixed else 4).remainder(found.vocabulary).repeat(2, 1)
     ids[1, -1] = (ids[1, -1] + 1) % found.vocabulary
     inputs = found.filled("predicts_next_token", [ids])
     with evaluating(model), torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from infoslice.statistics.accumulator import Accumulator, Transform, collect
 from infoslice.statistics.copula import Copula
+from infoslice.statistics.curvature import output_curvature
 from infoslice.statistics.entropy import (
     corrected_gaussian_mi,
     gaussian_entropy_bias,
@@ -39,6 +40,7 @@ __all__ = [
     "gaussian_entropy_bias",
     "gaussian_mi_bias",
     "measure",
+    "output_curvature",
     "supported",
     "variables",
     "variables_per_channel",

@@ -54,20 +54,20 @@ __all__ = [
 Criterion = Callable[[GroupStatistics, Sequence[Tensor]], Tensor]
 
 CRITERIA: dict[str, Callable[..., Tensor]] = {
+    "activation_norm": activation_norm,
     "batch_norm_scale": batch_norm_scale,
     "causal": causal,
     "cop": cop,
+    "flap": flap,
     "fpgm": fpgm,
+    "greedy_mi": greedy_mi,
     "l1_norm": l1_norm,
     "l2_norm": l2_norm,
-    "random": random,
-    "srinivas_babu": srinivas_babu,
-    "wanda_sp": wanda_sp,
-    "variance": variance,
+    "leverage": leverage,
     "mint": mint,
     "obs": obs,
-    "leverage": leverage,
-    "greedy_mi": greedy_mi,
-    "flap": flap,
-    "activation_norm": activation_norm,
+    "random": random,
+    "srinivas_babu": srinivas_babu,
+    "variance": variance,
+    "wanda_sp": wanda_sp,
 }

@@ -19,7 +19,7 @@ from infoslice.perturbation import Inputs, evaluating
 from infoslice.progress import track
 from infoslice.selection import increasing
 
-__all__ = ["Divergence", "relative_error", "sensitivity"]
+__all__ = ["Cut", "Divergence", "relative_error", "sensitivity"]
 
 # (output of the network with one group cut, output of the whole network) -> a number >= 0
 Divergence = Callable[[Any, Any], Tensor | float]

@@ -1,7 +1,8 @@
 """Residual networks on Fashion-MNIST, judged on its 10,000 test images.
 
     apt-get install dataset-fashion-mnist
-    python bench/comparisons/fashion_mnist.py          # the tables in bench/results
+    python bench/comparisons/fashion_mnist.py ratios   # the tables in bench/results:
+    python bench/comparisons/fashion_mnist.py depths   # depth 14 at three ratios; depths at a half
     infoslice compare bench/comparisons/fashion_mnist.py:depth_8 --criteria causal,random
 
 Depth counts the stem, two convolutions for each block and the linear layer, as He et al. 2016 do.
@@ -28,7 +29,7 @@ from infoslice.demo.train import read
 
 DATASET = "/usr/share/datasets/fashion-mnist"
 WEIGHTS = Path(__file__).parent / "weights"
-SAMPLES, SEEDS, RATIOS = 256, 5, (0.25, 0.5, 0.7)
+SAMPLES = 256
 EPOCHS = {4: 3, 8: 3, 14: 4, 16: 3, 32: 3}
 
 
@@ -134,40 +135,31 @@ READINGS = {
     "R3": "causal:greedy=False",
     "R4": "causal:score=output",
 }
-REMEDIES = [
-    Method("causal", "none", "uniform", "gaussian"),
+REMEDIES = (  # one by one: greedy, refitted, inputs matched, allocated by information
+    Method("causal", *PLAIN),
     Method("causal", "sequential", "uniform", "gaussian"),
     Method("causal", "sequential", "uniform", "matched"),
     Method("causal", "sequential", "global", "matched"),
-]
+)
+WITH_DATA = Method("causal", "sequential", "global", "real")
+RANDOM = (Method("random", *PLAIN), Method("random", "sequential", "uniform", "matched"))
 
 
 def main() -> None:
-    """The tables of bench/results: ratios at depth 14, then depths at a half."""
     torch.set_num_threads(1)
-    output = Path(__file__).parents[1] / "results"
-    command = "python bench/comparisons/fashion_mnist.py"
-    baselines = [
-        Method("random", "none", "uniform", "gaussian"),
-        *(Method(r, *PLAIN) for r in READINGS.values()),
-    ]
-    others = [
-        Method("random", "sequential", "uniform", "matched"),
-        Method("causal", "sequential", "global", "real"),
-    ]
-    compare_methods(
-        task(14),
-        [*baselines, *REMEDIES, *others],
-        ratios=RATIOS,
-        seeds=SEEDS,
-        output=output,
-        command=command,
+    run = partial(
+        compare_methods,
+        seeds=5,
+        output=Path(__file__).parents[1] / "results",
+        command=" ".join(["python", "bench/comparisons/fashion_mnist.py", *sys.argv[1:]]),
     )
-    for depth in (4, 8, 16, 32):
-        methods = [Method(READINGS["R2"], *PLAIN), *REMEDIES[-1:], others[-1]]
-        compare_methods(
-            task(depth), methods, ratios=[0.5], seeds=SEEDS, output=output, command=command
-        )
+    if "ratios" in sys.argv[1:]:
+        plain = [Method(reading, *PLAIN) for reading in READINGS.values()]
+        run(task(14), [*RANDOM, *plain, *REMEDIES, WITH_DATA], ratios=[0.25, 0.5, 0.7])
+    if "depths" in sys.argv[1:]:
+        for depth in (8, 32, 4, 16):
+            methods = [Method(READINGS["R2"], *PLAIN), REMEDIES[0], REMEDIES[-1], WITH_DATA]
+            run(task(depth), methods, ratios=[0.5])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from infoslice.compensation import joint_moments, refit_
 from infoslice.demo import load_network
 from infoslice.graph.following import following, sums
 from infoslice.perturbation import Inputs
-from infoslice.statistics import measure
+from infoslice.statistics import measure, ridged
 
 KEPT = torch.tensor([0, 2, 3])
 
@@ -29,9 +29,9 @@ def test_weights_minimise_the_error_with_a_pull_to_the_old_ones(bias):
     w = layer.weight.detach()[:, KEPT].clone().requires_grad_()
     b = (layer.bias if bias else torch.zeros(3)).detach().double().clone().requires_grad_(bias)
     second = xs.var(0, correction=0) if bias else xs.square().mean(0)
-    pull = ridge * second.mean()
+    pull = ridge * second
     loss = (y - xs @ w.T - b).square().sum(1).mean()
-    loss = loss + pull * (w - old.weight.detach()[:, KEPT]).square().sum()
+    loss = loss + (pull * (w - old.weight.detach()[:, KEPT]).square()).sum()
     loss.backward()
     assert w.grad.abs().max() < 1e-9
     if bias:
@@ -252,3 +252,25 @@ def test_a_branch_makes_up_for_what_the_other_operand_lost(norm):
     # Two of three directions are lost to the stream for good; the branch, linear too, has them all.
     assert result.model.stream[0].weight.shape == (2, 3)
     torch.testing.assert_close(result.model(x), model(x), rtol=1e-6, atol=1e-6)
+
+
+def test_the_refit_does_not_depend_on_the_scale_of_what_is_read():
+    """As in language models: one neuron a thousand times the others must not switch the fit off."""
+    layer = nn.Linear(5, 3).double()
+    x = torch.randn(300, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64)
+    scale = torch.tensor([1.0, 1000.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    scaled = copy.deepcopy(layer)
+    with torch.no_grad():
+        scaled.weight /= scale
+    y, kept = layer(x).detach(), torch.arange(4)
+    refit_(layer, measure(layer, x, y), kept, ridge=0.1)
+    refit_(scaled, measure(scaled, x * scale, y), kept, ridge=0.1)
+    torch.testing.assert_close(scaled(x * scale), layer(x), rtol=1e-8, atol=1e-8)
+
+
+def test_a_ridge_leaves_no_variable_without_a_share():
+    s = torch.diag(torch.tensor([1e6, 1.0, 2.0, 1e-9, 0.0], dtype=torch.float64))
+    added = (ridged(s, 0.1) - s).diagonal()
+    torch.testing.assert_close(added, torch.tensor([1e5, 0.1, 0.2, 1e-4, 1e-4]).double())
+    nothing = torch.zeros(3, 3, dtype=torch.float64)
+    assert torch.equal(ridged(nothing, 0.1), nothing)

@@ -92,7 +92,7 @@ def _error(layers, kept, ridge=1e-2):
     total = 0.0
     for x, w, v, shift in layers:
         plain = np.cov(x.T, ddof=0) if shift else x.T @ x / len(x)
-        h = plain + ridge * np.diag(plain).mean() * np.eye(len(plain))
+        h = plain + ridge * np.diag(np.diag(plain))
         gone = sorted(i for c in range(5) if c not in kept for i in v[c])
         s = [i for i in range(len(h)) if i not in gone]
         left = h - h[:, s] @ np.linalg.inv(h[np.ix_(s, s)]) @ h[s]

@@ -14,7 +14,7 @@ from infoslice.refinement import swaps
 def _regularised(layer, centred, ridge):
     mean, s, w, variables = arrays(layer)
     h = s if centred else s + np.outer(mean, mean)
-    return h + ridge * h.diagonal().mean() * np.eye(len(h)), h, w, variables
+    return h + ridge * np.diag(h.diagonal()), h, w, variables
 
 
 def _errors(statistics, removed, centred, ridge, relative):

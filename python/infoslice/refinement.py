@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from infoslice.group_statistics import GroupStatistics, LayerStatistics
+from infoslice.statistics import ridged
 
 __all__ = ["swaps"]
 
@@ -24,7 +25,7 @@ def swaps(
 
     The error is ``E|W X - W' X_S|^2 / E|W X|^2`` for the best W' on the channels S that are kept,
     summed over the layers that read the group; variables of other groups are always there. The
-    moments of X are those of :func:`infoslice.criteria.obs`, ``ridge * mean(diag)`` included. One
+    moments of X are those of :func:`infoslice.criteria.obs`, ``ridge * diag`` included. One
     of the channels cheapest to lose goes, the one that explains most of the rest comes in; both are
     known from the matrix swept on what is kept, which costs O(d (d + m) r) to bring up to date.
 
@@ -88,7 +89,7 @@ class _Swept:
 
     def __init__(self, layer: LayerStatistics, kept: Tensor, ridge: float) -> None:
         h = layer.second_moments(centred=layer.shifts)
-        self.a = h + ridge * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
+        self.a = ridged(h, ridge)
         self.c = self.a @ layer.weight.T
         # Errors count relative to all that the layer puts out, as in obs.
         self.c *= float((layer.weight.T * (h @ layer.weight.T)).sum()) ** -0.5

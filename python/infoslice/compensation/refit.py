@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from infoslice.perturbation import Inputs, evaluating
-from infoslice.statistics import Moments, measure, supported, weight_matrix
+from infoslice.statistics import Moments, measure, ridged, supported, weight_matrix
 
 __all__ = ["joint_moments", "refit_", "refittable"]
 
@@ -64,12 +64,14 @@ def refit_(
     """Replace the weights of ``layer`` by the least-squares map from the inputs that are left.
 
     With W_S the weights on the kept variables, S their covariance and C their covariance with the
-    target outputs, the new weights minimise ``E|Y - W X_S - b|^2 + lambda |W - W_S|^2``::
+    target outputs, the new weights minimise
+    ``E|Y - W X_S - b|^2 + sum_v Lambda_v |W_v - W_Sv|^2``::
 
-        W = W_S + (C' - W_S S) (S + lambda I)^-1,   lambda = ridge * mean(diag S)
+        W = W_S + (C' - W_S S) (S + Lambda)^-1,   Lambda = ridge * diag(S)
         b = mean(Y) - W mean(X_S)
 
-    so that a direction never seen keeps its weight. All in float64. The bias goes into the layer's
+    so that a direction never seen keeps its weight (see :func:`infoslice.statistics.ridged` for
+    variables of little variance). All in float64. The bias goes into the layer's
     own, else into the mean of the batch norm that follows it alone; where there is neither, the map
     is fitted through the origin. Weights of the variables not kept become zero.
 
@@ -102,9 +104,8 @@ def refit_(
         c = c + torch.outer(mean_x, moments.mean_y)
     old = weight_matrix(layer)
     new = old[:, kept].to(s)
-    penalty = ridge * s.diagonal().mean() if len(kept) else s.new_zeros(())
-    if float(penalty) > 0:  # else nothing varies and there is nothing to fit
-        factor = torch.linalg.cholesky(s + penalty * torch.eye(len(s), dtype=s.dtype))
+    if bool((s.diagonal() > 0).any()):  # else nothing varies and there is nothing to fit
+        factor = torch.linalg.cholesky(ridged(s, ridge))
         new = new + torch.cholesky_solve(c - s @ new.T, factor).T
     full = torch.zeros_like(old)
     full[:, kept] = new

@@ -15,6 +15,7 @@ from infoslice import ops
 from infoslice.group_statistics import GroupStatistics, LayerStatistics
 from infoslice.precision import gram_blocks, inverse, own_part, precision_blocks
 from infoslice.selection import increasing
+from infoslice.statistics import ridged
 
 __all__ = ["obs"]
 
@@ -32,7 +33,7 @@ def obs(
 ) -> Tensor:
     """Growth of the squared error of the layers that read the group, float64 ``[C]``.
 
-    With W a layer, X its input and H the second moments of X with ``ridge * mean(diag H)`` added to
+    With W a layer, X its input and H the second moments of X with ``ridge * diag(H)`` added to
     the diagonal, the error ``E|W X - W' X_S|^2`` of the best W' on the channels left grows by ::
 
         tr(W_c ([H^-1]_cc)^-1 W_c')
@@ -77,7 +78,7 @@ def obs(
         if not total > 0:  # nothing that it reads makes a difference
             continue
         live |= (h.diagonal()[layer.variables] > 0).any(1)
-        h = h + ridge * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
+        h = ridged(h, ridge)
         if curvature is not None:
             w = _root(curvature, layer, shrinkage) @ layer.weight
         else:

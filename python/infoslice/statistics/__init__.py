@@ -22,6 +22,7 @@ from infoslice.statistics.moments import Moments, Shrinkage, Structure
 from infoslice.statistics.quantiles import QuantileSketch
 from infoslice.statistics.samples import Samples, collect_samples
 from infoslice.statistics.sampling_errors import SamplingErrors
+from infoslice.statistics.shrinkage import ridged
 
 __all__ = [
     "Accumulator",
@@ -41,6 +42,7 @@ __all__ = [
     "gaussian_mi_bias",
     "measure",
     "output_curvature",
+    "ridged",
     "supported",
     "variables",
     "variables_per_channel",

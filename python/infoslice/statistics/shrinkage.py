@@ -1,10 +1,26 @@
-"""How far a sample covariance is to be pulled towards a multiple of the unit matrix."""
+"""How sample covariances are made invertible: by a ridge, or by as much as the samples ask for."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-__all__ = ["ledoit_wolf_intensity", "oas_intensity"]
+__all__ = ["ledoit_wolf_intensity", "oas_intensity", "ridged"]
+
+
+def ridged(moments: Tensor, ridge: float) -> Tensor:
+    """``S + ridge * diag(S)``: a penalty that follows the scale of each variable, ``[d, d]``.
+
+    A multiple of the mean variance would be nothing to a variable of large variance and all to the
+    others: in language models single neurons have a million times the variance of the rest. A
+    variable of less than 1e-3 of the median variance of those that vary, or of none, counts as one
+    of that; where nothing varies, S is returned as it is.
+    """
+    own = moments.diagonal()
+    live = own[own > 0]
+    if not len(live):
+        return moments
+    return moments + torch.diag(ridge * own.clamp_min(1e-3 * float(live.median())))
 
 
 def ledoit_wolf_intensity(covariance: Tensor, fourth: float, count: float) -> float:

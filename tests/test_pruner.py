@@ -430,3 +430,10 @@ def test_covariances_beyond_the_memory_are_measured_in_portions(monkeypatch):
     parts = infoslice.prune(model, example, **options)
     assert len(collected) > 3
     assert _same(parts.model, _state(whole.model))
+
+
+def test_a_graph_of_another_use_of_the_model_is_refused():
+    model, x = networks.PlainCNN().eval(), torch.randn(networks.PlainCNN.shape)
+    graph = infoslice.trace(model, x, forward_fn=lambda model, x: model(x.flip(0)))
+    with pytest.raises(ValueError, match="traced without forward_fn"):
+        infoslice.prune(model, x, graph=graph, **QUICK)

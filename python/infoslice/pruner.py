@@ -200,6 +200,11 @@ def prune(
     scored_by = _criterion(criterion, criterion_options or {})
     if graph is None:
         graph = trace(model, example_inputs, ignored_layers=ignored_layers)
+    if graph.forward_fn is not None:
+        raise ValueError(
+            "prune: argument graph: expected one traced without forward_fn, since prune calls the "
+            "model itself; wrap the model in a module whose forward does what that function does"
+        )
     kind: Kind = "uniform" if perturbation == "uniform" else "gaussian"
 
     @cache

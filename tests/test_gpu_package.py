@@ -16,6 +16,7 @@ import test_gpu_gaussian_mi
 import test_gpu_greedy
 import test_gpu_precision
 import test_gpu_slice_channels
+import test_gpu_spanning_tree
 from gpu_checks import HOST, Cuda, check_values
 from infoslice import ops
 from oracle import random_plan
@@ -25,7 +26,7 @@ CASES = [
     case
     for module in (
         test_gpu_cholesky, test_gpu_covariance, test_gpu_gaussian_mi, test_gpu_greedy,
-        test_gpu_precision, test_gpu_slice_channels,
+        test_gpu_precision, test_gpu_slice_channels, test_gpu_spanning_tree,
     )
     for case in (*module.CASES, *getattr(module, "IN_PLACE", ()))
 ]  # fmt: skip

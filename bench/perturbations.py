@@ -58,12 +58,7 @@ def vision(seeds: int = 5) -> None:
 
     class AllTokens(dinov2_small.VisionTransformer):
         def forward(self, x: Tensor) -> Tensor:
-            x = self.patch(x)
-            grid = self.position.transpose(1, 2).unflatten(2, (37, 37))
-            grid = F.interpolate(grid, x.shape[2:], mode="bicubic", align_corners=False)
-            x = (x + grid).flatten(2).transpose(1, 2)
-            x = torch.cat([self.first.expand(len(x), -1, -1), x], 1)
-            return self.norm(self.blocks(x))
+            return self.tokens(x)
 
     model, shown = AllTokens(), images("t10k", 256)
     model.load_state_dict(dinov2_small.load().state_dict())

@@ -61,12 +61,16 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.tokens(x)[:, 0]
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """All of them ``[N, 1 + patches, width]``; that of the class first."""
         x = self.patch(x)
         grid = self.position.transpose(1, 2).unflatten(2, (37, 37))
         grid = F.interpolate(grid, x.shape[2:], mode="bicubic", align_corners=False)
         x = (x + grid).flatten(2).transpose(1, 2)
         x = torch.cat([self.first.expand(len(x), -1, -1), x], 1)
-        return self.norm(self.blocks(x))[:, 0]
+        return self.norm(self.blocks(x))
 
 
 def load() -> VisionTransformer:

@@ -34,7 +34,7 @@ def _joint(model, x, noise_variance, ridge):
     sx = torch.cov(hidden.T, correction=0)
     w = model[2].weight.detach()
     w = w / (w @ sx @ w.T).diagonal().sqrt()[:, None]
-    sx = sx + ridge * sx.diagonal().mean() * torch.eye(len(sx))
+    sx = sx + ridge * torch.diag(sx.diagonal())
     joint = torch.cat([torch.cat([sx, sx @ w.T], 1), torch.cat([w @ sx, w @ sx @ w.T], 1)])
     joint.diagonal()[len(sx) :] += noise_variance * len(w)
     return joint

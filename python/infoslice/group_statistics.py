@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from infoslice import ops
 from infoslice.graph import ChannelGroup
 from infoslice.group_weights import batch_norm_scales, incoming, outgoing, positions
-from infoslice.statistics import Moments, Samples, variables_per_channel, weight_matrix
+from infoslice.statistics import (
+    Loss,
+    Moments,
+    Samples,
+    ridged,
+    variables_per_channel,
+    weight_matrix,
+)
 
 __all__ = ["GroupStatistics", "Joint", "LayerStatistics", "NotMeasuredError"]
 
@@ -26,11 +33,14 @@ class Joint:
     """Covariance of ``[X; Y + N]`` of a layer, ready for the information ops.
 
     ``covariance`` ``[d + m, d + m]``, float64: the first ``d`` variables are the inputs X, the rest
-    the outputs Y, each scaled to variance one. N is independent Gaussian noise of variance
-    ``noise_variance * m`` on each output, so that ``noise_variance`` compares the noise with the
-    *total* signal of the layer (m outputs of variance one): at 1 the whole layer is observed at a
-    signal-to-noise ratio of one, whatever its width, and nats of different layers compare.
-    ``ridge * mean(diag)`` is added to the diagonal of X first, and a linear Y follows from that.
+    the outputs Y in units of the noise N, which is independent Gaussian of variance
+    ``noise_variance`` on each of them. Each output is scaled to variance 1 / m, so that
+    ``noise_variance`` compares the noise with the *total* signal of the layer: at 1 the whole layer
+    is observed at a signal-to-noise ratio of one, whatever its width, and nats of different layers
+    compare. Or, with a curvature F of the network's loss, ``F^1/2 Y``: N then stands for errors
+    that move the loss, and at 1 the layer is observed as precisely as one prediction of the network
+    tells its output. The moments of X are those of :meth:`LayerStatistics.signal`, and a linear Y
+    follows from them.
     """
 
     covariance: Tensor
@@ -58,6 +68,7 @@ class LayerStatistics:
     writes). ``shifts``: whether the layer can shift its output, by a bias or by the mean of a batch
     norm that alone follows it. ``full`` and ``diagonal`` measure; ``moments``, ``mean`` and
     ``variance`` call them when first read, and who needs no more than these two pays no covariance.
+    ``curvature`` measures how the network's loss minds errors of the outputs, ``[m, m]``.
     """
 
     name: str
@@ -67,6 +78,7 @@ class LayerStatistics:
     variables: Tensor
     shifts: bool = True
     sample: Callable[[], Samples] | None = None
+    curvature: Callable[[Loss], Tensor] | None = None
 
     @cached_property
     def moments(self) -> Moments:
@@ -133,37 +145,60 @@ class LayerStatistics:
         """Whether Y is the linear map ``weight @ X``, and no output was measured."""
         return not self.moments.covariance_y.numel()
 
-    def joint(self, noise_variance: float, ridge: float) -> Joint:
-        """Of X and the noisy, standardised Y; see :class:`Joint`. Constant outputs are dropped."""
-        sx = self.moments.covariance_x
-        d, penalty = len(sx), ridge * float(sx.diagonal().mean())
-        if self.linear:
-            weight, cross = self._standardised()
-            cross = cross + penalty * weight.T
+    def signal(self, ridge: float) -> Tensor:
+        """Moments of X that informations are taken of, with a ridge, ``[d, d]``.
+
+        The covariance; for a linear Y about the origin if the layer cannot shift its output, whose
+        mean then has to be transmitted like all else.
+        """
+        s = self.moments.covariance_x
+        if self.linear and not self.shifts and not self.moments.transformed:
+            s = s + torch.outer(self.mean, self.mean)
+        return ridged(s, ridge)
+
+    def joint(self, noise_variance: float, ridge: float, curvature: Loss | None = None) -> Joint:
+        """Of X and the noisy, scaled Y; see :class:`Joint`. Constant outputs are dropped."""
+        sx = self.signal(ridge)
+        d = len(sx)
+        if self.linear or curvature is not None:
+            weight = self.scaled_weight(curvature)
+            cross = sx @ weight.T
             own = weight @ cross
         else:
             sy = self.moments.covariance_y
             live, scale = _scale(sy.diagonal())
             cross = self.moments.covariance_xy[:, live] * scale
             own = sy[live][:, live] * scale * scale[:, None]
-        m = len(own)
         joint = torch.cat([torch.cat([sx, cross], 1), torch.cat([cross.T, own], 1)])
-        joint.diagonal()[:d] += penalty
-        joint.diagonal()[d:] += noise_variance * m
+        joint.diagonal()[d:] += noise_variance
         return Joint(joint, d)
 
-    def standardised_weight(self) -> Tensor:
-        """``[m, d]``: rows scaled so that each output of the linear map has variance one.
+    def scaled_weight(self, curvature: Loss | None = None) -> Tensor:
+        """The linear map to the outputs of :class:`Joint`; rows of constant outputs are dropped."""
+        if curvature is not None:
+            if not self.linear or self.moments.transformed:
+                raise ValueError(
+                    f"joint: argument curvature: expected None for layer '{self.name}', of which "
+                    f"outputs or a transform were measured: the loss minds errors of the plain "
+                    f"output; use target='pre' and transform=None"
+                )
+            return self.weighed(curvature)
+        live, scale = _scale(((self.weight @ self.signal(0.0)) * self.weight).sum(1))
+        return self.weight[live] * scale[:, None]
 
-        Outputs that are constant are left out.
+    def weighed(self, loss: Loss) -> Tensor:
+        """``F^1/2 W``, float64 ``[m, d]``: half the square of an error of it is a rise of the loss.
+
+        F is the curvature of the loss in the layer's output, see
+        :func:`infoslice.statistics.output_curvature`. Raises NotMeasuredError where there is
+        nothing to measure it on.
         """
-        return self._standardised()[0]
-
-    def _standardised(self) -> tuple[Tensor, Tensor]:
-        """The same, and the covariance of X with such outputs, ``[d, m]``."""
-        cross = self.weight @ self.moments.covariance_x
-        live, scale = _scale((cross * self.weight).sum(1))
-        return self.weight[live] * scale[:, None], (cross[live] * scale[:, None]).T
+        if self.curvature is None:
+            raise NotMeasuredError(f"no curvature of the loss at '{self.name}' can be had")
+        values, vectors = torch.linalg.eigh(self.curvature(loss))
+        # Rounding alone makes an eigenvalue of a sum of squares negative.
+        weighed: Tensor = (vectors * values.clamp_min(0).sqrt()) @ (vectors.T @ self.weight)
+        return weighed
 
     def remaining(self) -> LayerStatistics:
         """Without the variables of other groups that are not read: all their weights are zero.
@@ -197,9 +232,9 @@ class LayerStatistics:
 
 
 def _scale(variances: Tensor) -> tuple[Tensor, Tensor]:
-    """Which outputs vary, bool ``[m]``, and one over the standard deviations of these."""
+    """Which outputs vary, bool ``[m]``, and what gives these a total variance of one, alike."""
     live = variances > torch.finfo(torch.float64).eps * variances.max().clamp_min(0)
-    return live, variances[live].rsqrt()
+    return live, (variances[live] * live.sum()).rsqrt()
 
 
 class GroupStatistics:
@@ -222,18 +257,19 @@ class GroupStatistics:
         diagonals: Callable[[], Mapping[str, Moments]] | None = None,
         not_measurable: Mapping[str, str] | None = None,
         samples: Callable[[str], Samples] | None = None,
+        curvature: Callable[[Loss], Mapping[str, Tensor]] | None = None,
     ) -> None:
         """``moments`` and ``diagonals`` measure full and diagonal moments, by layer.
 
         ``norms``: layer -> the batch norm that alone follows it. ``not_measurable``: layer -> why.
-        ``samples`` draws those of a layer.
+        ``samples`` draws those of a layer, ``curvature`` measures that of all consumers.
         """
         self.name = group.name
         self.channels = group.channels
         self._group, self._model = group, model
         self._moments, self._diagonals = moments, diagonals or moments
         self._norms, self._not_measurable = norms or {}, not_measurable or {}
-        self._samples = samples
+        self._samples, self._curvature = samples, curvature
 
     @cached_property
     def consumers(self) -> tuple[LayerStatistics, ...]:
@@ -313,4 +349,9 @@ class GroupStatistics:
             variables.flatten(1),
             shifts,
             partial(self._samples, name) if self._samples else None,
+            partial(self._curvature_of, name) if self._curvature and role == "in" else None,
         )
+
+    def _curvature_of(self, name: str, loss: Loss) -> Tensor:
+        assert self._curvature is not None
+        return self._curvature(loss)[name]

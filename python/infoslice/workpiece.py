@@ -21,6 +21,7 @@ from infoslice.perturbation import Inputs, Kind, noise
 from infoslice.perturbation.norms import noise_at_norms
 from infoslice.report import LayerReport
 from infoslice.statistics import (
+    Loss,
     Moments,
     Samples,
     Stream,
@@ -29,6 +30,7 @@ from infoslice.statistics import (
     collect,
     collect_samples,
     measure,
+    output_curvature,
     supported,
     variables,
 )
@@ -80,6 +82,7 @@ class Workpiece:
         self.called = {node.module for node in calls}
         self.decided: list[ChannelGroup] = []
         self._nats: dict[str, list[float]] = {}
+        self._curvatures: dict[str, Mapping[str, Tensor]] = {}
         self._norms = {n: s[0].module for n, s in self.steps.items() if s and s[0].is_norm}
         self._open = contextlib.ExitStack()
 
@@ -130,6 +133,7 @@ class Workpiece:
                 diagonals=diagonals,
                 not_measurable=reasons,
                 samples=self._samples,
+                curvature=self.curvature,
             )
             for g in groups
         }
@@ -185,8 +189,19 @@ class Workpiece:
             return _Here({name: here("diagonal")}, lambda: again.diagonals)
 
         return GroupStatistics(
-            group, self.pruned, moments, self._norms, diagonals=diagonals, samples=self._samples
-        )
+            group, self.pruned, moments, self._norms, diagonals=diagonals, samples=self._samples,
+            curvature=self.curvature,
+        )  # fmt: skip
+
+    def curvature(self, loss: Loss) -> Mapping[str, Tensor]:
+        """How the loss of the original minds errors of all layers that read a group."""
+        if loss not in self._curvatures:
+            names = {name for group in self.graph.prunable for name in group.consumers}
+            layers = [n for n in self.graph.layers if n in names and not self.not_measurable(n)]
+            self._curvatures[loss] = output_curvature(
+                self.original, self.inputs(), layers, loss=loss, seed=self.seed
+            )
+        return self._curvatures[loss]
 
     def _samples(self, name: str) -> Samples:
         """Of a layer of the network pruned so far, which is run once more for them."""

@@ -9,8 +9,9 @@ is part of the definition: without it Y = W X determines X and every term is inf
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -20,7 +21,7 @@ from infoslice import ops
 from infoslice.group_statistics import GroupStatistics, LayerStatistics
 from infoslice.precision import gram_blocks, inverse, own_blocks, own_part, precision_blocks
 from infoslice.selection import increasing
-from infoslice.statistics.moments import Shrinkage
+from infoslice.statistics import Loss, Shrinkage, ridged
 
 __all__ = ["Score", "causal"]
 
@@ -37,6 +38,7 @@ def causal(
     ridge: float = 1e-4,
     shrinkage: Shrinkage | None = None,
     bias_correction: bool = False,
+    curvature: Loss | None = None,
 ) -> Tensor:
     """Information of every channel of a group, in nats, float64 ``[C]``; high = keep.
 
@@ -59,6 +61,7 @@ def causal(
     For a linear layer the conditional information of one variable is
     ``1/2 log(1 + |w_c|^2 / (s [Sx^-1]_cc))`` with s the noise variance: for large noise the
     least-squares error of leaving the channel out (structured OBS), for small noise a log-volume.
+    Where the layer cannot shift its output Sx are moments about the origin: means are signal then.
 
     Finite samples: an information of a sample covariance is off on average, the more so the more
     variables a layer reads, so that layers do not compare. ``bias_correction`` takes that off, to
@@ -83,16 +86,23 @@ def causal(
         score: see above.
         greedy: see above.
         noise_variance: variance of N on each output, relative to the total variance of the layer's
-            outputs, > 0.
-        ridge: added to the variances of X, relative to their mean, >= 0.
+            outputs (with ``curvature``: in units of what one prediction tells), > 0.
+        ridge: added to the variances of X, relative to each, see
+            :func:`infoslice.statistics.ridged`, >= 0.
         shrinkage: shrink the covariance first, see :meth:`infoslice.Moments.shrunk`. It takes the
             place of the correction.
         bias_correction: see above.
+        curvature: of which loss of the network, see :func:`infoslice.statistics.output_curvature`.
+            N then is noise of precision F / ``noise_variance``, F the curvature of that loss in
+            the outputs, in place of noise that is equal for all outputs of a layer. What errors of
+            an output do to the network then counts, and nats of different layers compare: small
+            ones are those that the loss rises by.
 
     Raises:
         ValueError: an argument out of range; a covariance that is not positive definite: more
             samples or a larger ``ridge`` are needed; no more samples than variables and
-            ``bias_correction``; both ``shrinkage`` and ``bias_correction``.
+            ``bias_correction``; both ``shrinkage`` and ``bias_correction``; ``curvature`` with
+            score ``output``, or with outputs that are not the linear ones.
     """
     if score not in get_args(Score):
         raise ValueError(
@@ -112,13 +122,21 @@ def causal(
         layers = tuple(_shrunk(layer, shrinkage) for layer in layers)
     if score == "conditional":
         layers = tuple(layer.remaining() for layer in layers)
-        return _conditional(statistics, layers, greedy, noise_variance, ridge, bias_correction)
+        parts = partial(
+            _part, whole=greedy, noise_variance=noise_variance, ridge=ridge,
+            counted=bias_correction, curvature=curvature,
+        )  # fmt: skip
+        return _conditional(statistics, layers, parts, greedy, bias_correction)
+    if score == "output" and curvature is not None:
+        raise ValueError(
+            f"causal: argument curvature: expected None with score 'output', got {curvature!r}"
+        )
     total = torch.zeros(statistics.channels, dtype=torch.float64)
     for layer in layers:
         if score == "output":
             total += _output(layer, noise_variance, ridge, bias_correction)
             continue
-        joint = layer.joint(noise_variance, ridge)
+        joint = layer.joint(noise_variance, ridge, curvature)
         op = ops.marginal_mi if score == "marginal" else ops.pairwise_mi
         group_size = layer.variables.shape[1]
         y = range(joint.inputs, len(joint.covariance))
@@ -126,11 +144,11 @@ def causal(
             x = layer.variables.flatten().tolist()
             nats = _checked(op(joint.covariance, x, y, group_size=group_size).nats, layer)
             if bias_correction:
-                s = noise_variance * joint.outputs
+                noisy = joint.covariance[joint.inputs :, joint.inputs :]
                 seen = (
-                    _seen(joint.covariance[joint.inputs :, joint.inputs :], s)
+                    _seen(noisy, noise_variance)
                     if score == "marginal"
-                    else joint.outputs / (1 + s)
+                    else float((1 - noise_variance / noisy.diagonal()).sum())
                 )
                 nats = nats - group_size * seen / (2 * _count(layer, 1))
             total += nats * layer.live_channels()
@@ -174,8 +192,7 @@ def _output(
     if not total > 0:
         return torch.zeros(len(layer.variables), dtype=torch.float64)
     noisy = sy + torch.diag(noise_variance * count * variances + (variances <= 0))
-    joint = torch.cat([torch.cat([sx, sxy], 1), torch.cat([sxy.T, noisy], 1)])
-    joint.diagonal()[:d] += ridge * sx.diagonal().mean()
+    joint = torch.cat([torch.cat([ridged(sx, ridge), sxy], 1), torch.cat([sxy.T, noisy], 1)])
     written = (layer.variables + d).flatten().tolist()
     group_size = layer.variables.shape[1]
     found = ops.marginal_mi(joint, written, range(d), group_size=group_size)
@@ -238,9 +255,8 @@ def _half_log_ratio(a: Tensor, b: Tensor) -> Tensor:
 def _conditional(
     statistics: GroupStatistics,
     layers: Sequence[LayerStatistics],
+    part_of: Callable[[LayerStatistics], _Part | None],
     greedy: bool,
-    noise_variance: float,
-    ridge: float,
     bias_correction: bool,
 ) -> Tensor:
     """Conditional information, one-shot or by backward elimination."""
@@ -249,7 +265,7 @@ def _conditional(
     parts = []
     for layer in layers:
         live |= layer.live_channels()
-        part = _part(layer, greedy, noise_variance, ridge, bias_correction)
+        part = part_of(layer)
         if part is not None:
             parts.append(part)
     scores = torch.zeros(channels, dtype=torch.float64)
@@ -278,14 +294,20 @@ def _conditional(
 
 
 def _part(
-    layer: LayerStatistics, whole: bool, noise_variance: float, ridge: float, counted: bool
+    layer: LayerStatistics,
+    *,
+    whole: bool,
+    noise_variance: float,
+    ridge: float,
+    counted: bool,
+    curvature: Loss | None,
 ) -> _Part | None:
     """None if none of the layer's outputs varies; matrices if ``whole``, else blocks."""
     variables, d = layer.variables, len(layer.mean)
     size = variables.shape[1]
     samples = _count(layer, 1 + d - size) if counted else 0.0
     freedom = samples - 1 - d
-    if not layer.linear:
+    if not layer.linear and curvature is None:
         joint = layer.joint(noise_variance, ridge)
         m = joint.outputs
         if not m:
@@ -293,17 +315,15 @@ def _part(
         a = inverse("causal", joint.covariance[:d, :d], layer)
         b = inverse("causal", joint.covariance, layer)
         # B's block of Y is the inverse of what X leaves of Y + N.
-        seen = m - noise_variance * m * float(b.diagonal()[d:].sum()) if counted else 0.0
+        seen = m - noise_variance * float(b.diagonal()[d:].sum()) if counted else 0.0
         of_group = own_part if whole else own_blocks
         a, b = (of_group(p, variables) for p in (a, b))
         return _Part(a, b, size, samples, freedom, m, seen)
-    weight = layer.standardised_weight()
+    weight = layer.scaled_weight(curvature) / noise_variance**0.5
     m = len(weight)
     if not m:
         return None
-    sx = layer.moments.covariance_x
-    sx.diagonal().add_(ridge * float(sx.diagonal().mean()))
-    weight = weight / (noise_variance * m) ** 0.5
+    sx = layer.signal(ridge)
     # Given W X + N, X has W'W / s more precision (Woodbury): no joint covariance is inverted.
     if whole:
         a = own_part(inverse("causal", sx, layer), variables)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from infoslice.group_statistics import GroupStatistics
+from infoslice.statistics import Loss
 
 __all__ = ["Metric", "flap"]
 
@@ -28,6 +29,7 @@ def flap(
     metric: Metric = "wifv",
     standardized: bool = False,
     squared_heads: bool = False,
+    curvature: Loss | None = None,
 ) -> Tensor:
     """Fluctuation of a channel, seen through the weights that read it, float64 ``[C]``.
 
@@ -52,16 +54,24 @@ def flap(
             the source, but that it counts parameters where we count channels.
         squared_heads: square the values where a channel has several variables, before all else:
             what the released code does to those of attention, and the text does not say.
+        curvature: of which loss of the network, see :func:`infoslice.statistics.output_curvature`:
+            the squared error of ``wifv`` becomes what that loss rises by, ``Var(X_v) W_v' F W_v /
+            2``. Not in the source.
 
     Raises:
-        ValueError: another ``metric``.
+        ValueError: another ``metric``; ``curvature`` with one that is no error of outputs.
     """
     if metric not in get_args(Metric):
         raise ValueError(f"flap: argument metric: expected one of {get_args(Metric)}, got {metric}")
+    if curvature is not None and metric != "wifv":
+        raise ValueError(
+            f"flap: argument curvature: expected None with metric {metric!r}, got {curvature!r}"
+        )
     found = []
     for layer in statistics.consumers:
         if metric == "wifv":
-            values = layer.variance * layer.weight.square().sum(0)
+            w = layer.weight if curvature is None else layer.weighed(curvature) / 2**0.5
+            values = layer.variance * w.square().sum(0)
         elif metric == "wifn":
             norm = (layer.variance + layer.mean.square()).sqrt()
             values = norm * layer.weight.abs().sum(0)

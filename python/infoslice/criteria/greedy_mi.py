@@ -15,6 +15,7 @@ from torch import Tensor
 from infoslice import ops
 from infoslice.group_statistics import GroupStatistics
 from infoslice.selection import increasing
+from infoslice.statistics import Loss
 
 __all__ = ["greedy_mi"]
 
@@ -25,6 +26,7 @@ def greedy_mi(
     *,
     noise_variance: float = 1.0,
     ridge: float = 1e-4,
+    curvature: Loss | None = None,
 ) -> Tensor:
     """``I(X_c; Y + N | X_S)`` in nats when channel c is taken in, float64 ``[C]``.
 
@@ -42,7 +44,9 @@ def greedy_mi(
         weights: not used.
         noise_variance: variance of N on each output, relative to the total variance of the layer's
             outputs, > 0.
-        ridge: added to the variances of X, relative to their mean, >= 0.
+        ridge: added to the variances of X, relative to each, see
+            :func:`infoslice.statistics.ridged`, >= 0.
+        curvature: of which loss of the network, as for :func:`infoslice.criteria.causal`.
 
     Raises:
         ValueError: an argument out of range; or a covariance that is not positive definite.
@@ -57,7 +61,7 @@ def greedy_mi(
     y: list[int] = []
     start = 0
     for layer in statistics.consumers:
-        joint = layer.joint(noise_variance, ridge)
+        joint = layer.joint(noise_variance, ridge, curvature)
         if not joint.outputs:
             continue
         live |= layer.live_channels()

@@ -6,7 +6,7 @@ NeurIPS, arXiv 2302.04089, after Hassibi and Stork 1993.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from infoslice import ops
 from infoslice.group_statistics import GroupStatistics, LayerStatistics
 from infoslice.precision import gram_blocks, inverse, own_part, precision_blocks
 from infoslice.selection import increasing
-from infoslice.statistics import ridged
+from infoslice.statistics import Loss, ridged
 
 __all__ = ["obs"]
 
@@ -28,8 +28,7 @@ def obs(
     ridge: float = 1e-2,
     centred: bool | None = None,
     relative: bool = True,
-    curvature: Mapping[str, Tensor] | None = None,
-    shrinkage: float = 0.1,
+    curvature: Loss | None = None,
 ) -> Tensor:
     """Growth of the squared error of the layers that read the group, float64 ``[C]``.
 
@@ -59,14 +58,13 @@ def obs(
             uncentred.
         relative: False leaves out the division, as the source does: scores are in squared units of
             the outputs. Where one layer reads the group the order is the same.
-        curvature: layer -> F ``[m, m]`` of :func:`infoslice.statistics.output_curvature`: in place
-            of ``|e|^2`` an error e of the output costs ``e' F e / 2``. Scores are then nats of the
-            network's loss, and compare between layers and groups; ``relative`` has no effect.
-        shrinkage: share of F that is replaced by the identity times its mean eigenvalue, in [0, 1].
+        curvature: of which loss of the network, see :func:`infoslice.statistics.output_curvature`:
+            in place of ``|e|^2`` an error e of the output costs ``e' F e / 2``, F being that
+            curvature. Scores are then what the loss rises by, and compare between layers and
+            groups; ``relative`` has no effect.
 
     Raises:
-        ValueError: ``ridge`` is not positive, or too small for moments of so few samples;
-            ``shrinkage`` out of range; a layer without curvature, or one of another size.
+        ValueError: ``ridge`` is not positive, or too small for moments of so few samples.
     """
     if not ridge > 0:
         raise ValueError(f"obs: argument ridge: expected > 0, got {ridge}")
@@ -80,7 +78,7 @@ def obs(
         live |= (h.diagonal()[layer.variables] > 0).any(1)
         h = ridged(h, ridge)
         if curvature is not None:
-            w = _root(curvature, layer, shrinkage) @ layer.weight
+            w = layer.weighed(curvature) / 2**0.5
         else:
             w = layer.weight / total**0.5 if relative else layer.weight
         layers.append((layer, h, w))
@@ -111,22 +109,3 @@ def obs(
         )
     scores[order] = increasing(losses)
     return scores
-
-
-def _root(curvature: Mapping[str, Tensor], layer: LayerStatistics, shrinkage: float) -> Tensor:
-    """R ``[m, m]`` with ``|R e|^2 = e' F e / 2``."""
-    f, m = curvature.get(layer.name), len(layer.weight)
-    if f is None or f.shape != (m, m):
-        raise ValueError(
-            f"obs: argument curvature: expected [{m}, {m}] for layer '{layer.name}', got "
-            f"{None if f is None else tuple(f.shape)}"
-        )
-    if not 0 <= shrinkage <= 1:
-        raise ValueError(f"obs: argument shrinkage: expected 0 to 1, got {shrinkage}")
-    mean = f.diagonal().double().mean()
-    values, vectors = torch.linalg.eigh(
-        (1 - shrinkage) * f.double() + shrinkage * mean * torch.eye(m, dtype=torch.float64)
-    )
-    # Rounding alone makes an eigenvalue of a mean of squares negative.
-    root: Tensor = (values.clamp_min(0) / 2).sqrt()[:, None] * vectors.T
-    return root

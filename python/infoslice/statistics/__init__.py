@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from infoslice.statistics.accumulator import Accumulator, Transform, collect
 from infoslice.statistics.copula import Copula
-from infoslice.statistics.curvature import output_curvature
+from infoslice.statistics.curvature import Loss, output_curvature
 from infoslice.statistics.entropy import (
     corrected_gaussian_mi,
     gaussian_entropy_bias,
@@ -27,6 +27,7 @@ from infoslice.statistics.shrinkage import ridged
 __all__ = [
     "Accumulator",
     "Copula",
+    "Loss",
     "Moments",
     "QuantileSketch",
     "Samples",

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from infoslice.perturbation import Inputs, evaluating
 from infoslice.statistics.layers import supported
 
-__all__ = ["output_curvature"]
+__all__ = ["Loss", "output_curvature"]
+
+Loss = Literal["cross_entropy", "squared_error"]
+_ENOUGH = 8  # positions for each output of a layer, after which no more batches are run
 
 
 def output_curvature(
@@ -21,34 +25,51 @@ def output_curvature(
     inputs: Inputs,
     layers: Iterable[str],
     *,
+    loss: Loss = "cross_entropy",
+    shrinkage: float = 0.1,
     batch_size: int = 8,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Per layer ``F = E[g g']``, float64 ``[m, m]``, g the gradient of the loss in its output.
+    """Per layer ``F = sum_p E[g_p g_p']``, float64 ``[m, m]``, g_p the gradient at position p.
 
-    The loss is the cross-entropy of labels that are drawn from the model's own predictions, so no
-    labels are needed, and F is the Fisher information: an error e of one output position, small and
-    independent of the others, raises the loss by ``e' F e / 2`` nats in the mean. The mean is over
-    all output positions, of the loss of the whole sample. Outputs of layers linked by the network
-    are taken to err independently. Source of the weighting: Molchanov et al. 2019, arXiv
-    1906.10771, and Kurtic et al. 2022, arXiv 2203.07259, who apply it to weights.
+    An error e of a layer's output, small, at every position (pixel, token) and independent from one
+    to the other, raises the loss of one prediction by ``E[e' F e] / 2`` in the mean: g is the
+    gradient of the loss in the output of the layer, the sum is over the positions that a sample
+    has, divided by its predictions (the rows of the model's output: one for a classifier of images,
+    one for each token of a language model). Errors of different layers are taken for independent.
+
+    * ``"cross_entropy"``: the output are logits. Labels are drawn from the model's own predictions,
+      so that none are needed, and F is the Fisher information of one label, in nats.
+    * ``"squared_error"``: the squared error of the output, relative to its mean square: no unit.
+      The gradient is that of the output's product with standard normal noise.
+
+    Source of the weighting: Molchanov et al. 2019, arXiv 1906.10771, and Kurtic et al. 2022, arXiv
+    2203.07259, who apply it to weights.
 
     Cost: a forward and a backward pass in activations, and the memory of all activations of a
-    batch. Some thousand positions are enough for m of some hundred; see ``shrinkage`` of
-    :func:`infoslice.criteria.obs`.
+    batch; no more batches are run than give every layer 8 m positions.
 
     Args:
-        model: gives logits ``[N, ..., classes]`` (a tensor, or an object or mapping with
-            ``logits``). Run in eval mode; its parameters get no gradients.
+        model: its output, or the ``logits`` in it, or the first floating-point tensor of it, is
+            ``[N, ..., k]``. Run in eval mode; its parameters get no gradients.
         inputs: of the kind that the layers are measured on.
-        layers: module paths of linear layers and convolutions, each called once.
+        layers: module paths of linear layers and convolutions. Calls of one layer add up.
+        loss: see above.
+        shrinkage: share of F that is replaced by the unit matrix times its mean eigenvalue, in
+            [0, 1]: a direction in which no gradient was seen is not free.
         batch_size: samples per pass.
-        seed: of the labels.
+        seed: of labels and noise.
 
     Raises:
-        ValueError: a layer is of another kind, or is not called once in every forward; the model
-            does not give logits; gradients that are not finite.
+        ValueError: an argument out of range; a layer is of another kind, or is never called; the
+            model does not give such an output; gradients that are not finite.
     """
+    if loss not in get_args(Loss):
+        raise ValueError(
+            f"output_curvature: argument loss: expected one of {get_args(Loss)}, got {loss!r}"
+        )
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"output_curvature: argument shrinkage: expected 0 to 1, got {shrinkage}")
     names = list(dict.fromkeys(layers))
     for name in names:
         if not supported(model.get_submodule(name)):
@@ -58,7 +79,8 @@ def output_curvature(
             )
     generator = torch.Generator().manual_seed(seed)
     total: dict[str, Tensor] = {}
-    count = dict.fromkeys(names, 0)
+    seen = dict.fromkeys(names, 0)
+    predictions, squares = 0, 0.0
     calls: list[tuple[str, Tensor]] = []
     wanted = {p: p.requires_grad for p in model.parameters()}
     hooks = [model.get_submodule(n).register_forward_hook(partial(_keep, n, calls)) for n in names]
@@ -68,28 +90,37 @@ def output_curvature(
         with evaluating(model), torch.enable_grad():
             for batch in inputs.batches(batch_size):
                 calls.clear()
-                loss = _loss(model(*batch.args, **batch.kwargs), generator)
-                if sorted(n for n, _ in calls) != sorted(names):
-                    raise ValueError(
-                        "output_curvature: argument layers: expected each to be called once, got "
-                        f"{[n for n, _ in calls]}"
-                    )
-                gradients = torch.autograd.grad(loss, [leaf for _, leaf in calls])
+                y = _rows(model(*batch.args, **batch.kwargs))
+                predictions += len(y)
+                squares += float(y.detach().double().square().sum())
+                value = _LOSSES[loss](y, generator)
+                gradients = torch.autograd.grad(value, [leaf for _, leaf in calls])
                 for (name, _), g in zip(calls, gradients, strict=True):
                     linear = isinstance(model.get_submodule(name), nn.Linear)
                     rows = g.movedim(-1 if linear else 1, -1).flatten(0, -2)
                     own = (rows.T @ rows).double().cpu()
                     total[name] = own if name not in total else total[name] + own
-                    count[name] += len(rows)
+                    seen[name] += len(rows)
+                if all(seen[n] >= _ENOUGH * len(f) for n, f in total.items()):
+                    break
     finally:
         for hook in hooks:
             hook.remove()
         for parameter, needed in wanted.items():
             parameter.requires_grad_(needed)
+    missing = [name for name in names if name not in total]
+    if missing:
+        raise ValueError(
+            f"output_curvature: argument layers: expected layers that are called, got {missing}"
+        )
+    unit = predictions if loss == "cross_entropy" else squares / 2
+    found = {}
     for name, summed in total.items():
-        if not bool(summed.isfinite().all()):
+        if not bool(summed.isfinite().all()) or not unit > 0:
             raise ValueError(f"output_curvature: the gradient at '{name}' is not finite")
-    return {name: total[name] / count[name] for name in names}
+        whole = shrinkage * summed.diagonal().mean() * torch.eye(len(summed), dtype=summed.dtype)
+        found[name] = ((1 - shrinkage) * summed + whole) / unit
+    return found
 
 
 def _keep(
@@ -101,15 +132,28 @@ def _keep(
     return output + zero
 
 
-def _loss(output: Any, generator: torch.Generator) -> Tensor:
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.dim() < 2 or not logits.requires_grad:
+def _rows(output: Any) -> Tensor:
+    """Of the model's output, ``[predictions, k]``."""
+    if isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
+    found = getattr(output, "logits", output)
+    leaves = (x for x in pytree.tree_leaves(found) if isinstance(x, Tensor))
+    y = next((x for x in leaves if x.is_floating_point()), None)
+    if y is None or y.dim() < 2 or not y.requires_grad:
         raise ValueError(
-            "output_curvature: argument model: expected logits [N, ..., classes] that depend on "
-            f"the layers, got {type(logits).__name__}"
+            "output_curvature: argument model: expected an output [N, ..., k] that depends on the "
+            f"layers, got {type(output).__name__ if y is None else tuple(y.shape)}"
         )
-    flat = logits.flatten(0, -2).float()
-    drawn = torch.multinomial(flat.detach().softmax(-1).cpu(), 1, generator=generator)
-    return F.cross_entropy(flat, drawn[:, 0].to(flat.device), reduction="sum")
+    return y.flatten(0, -2).float()
+
+
+def _cross_entropy(logits: Tensor, generator: torch.Generator) -> Tensor:
+    drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)
+    return F.cross_entropy(logits, drawn[:, 0].to(logits.device), reduction="sum")
+
+
+def _squared_error(y: Tensor, generator: torch.Generator) -> Tensor:
+    return (y * torch.randn(y.shape, generator=generator).to(y.device)).sum()
+
+
+_LOSSES = {"cross_entropy": _cross_entropy, "squared_error": _squared_error}

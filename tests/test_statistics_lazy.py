@@ -6,6 +6,7 @@ from torch import nn
 
 import infoslice
 from infoslice import workpiece
+from infoslice.statistics import collect
 
 
 def _model():
@@ -113,3 +114,61 @@ def test_sampling_errors_reach_the_criteria(allocation):
     infoslice.prune(model, x[:2], sampling_errors=True, **options)
     with pytest.raises(ValueError, match="sampling_errors=True"):
         infoslice.prune(model, x[:2], **options)
+
+
+def _spied(monkeypatch):
+    """(layers, structure) of every measurement."""
+    seen = []
+
+    def spy(model, inputs, layers, **options):
+        seen.append((tuple(layers), options["structure"]))
+        return collect(model, inputs, layers, **options)
+
+    monkeypatch.setattr(workpiece, "collect", spy)
+    return seen
+
+
+@pytest.mark.parametrize("criterion", ["obs", "l2_norm"])
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_the_one_shot_refit_takes_what_was_measured_and_fits_into_memory(
+    criterion, allocation, monkeypatch
+):
+    seen = _spied(monkeypatch)
+    model, x = _model(), torch.randn(64, 5)
+    options = {
+        "data": x, "criterion": criterion, "allocation": allocation, "show_progress": False,
+        "compensation": "least_squares",
+    }  # fmt: skip
+    whole = infoslice.prune(model, x[:2], **options).model
+    if allocation == "global":
+        assert seen == [(("2", "4"), "full")]
+    seen.clear()
+    monkeypatch.setattr(workpiece, "_BYTES", 8 * 12**2)  # the covariance of the widest layer
+    portions = infoslice.prune(model, x[:2], **options).model
+    assert all(len(layers) == 1 for layers, structure in seen)
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(portions.get_parameter(name), tensor)
+
+
+def test_means_alone_are_measured_for_biases(monkeypatch):
+    seen = _spied(monkeypatch)
+    model, x = _model(), torch.randn(64, 5)
+    infoslice.prune(
+        model, x[:2], data=x, criterion="l2_norm", compensation="bias", show_progress=False
+    )
+    assert seen == [(("2", "4"), "diagonal")]
+
+
+@pytest.mark.parametrize("compensation", ["bias", "least_squares"])
+def test_one_shot_compensation_sees_the_perturbation_of_every_layer(compensation):
+    """Fresh noise of mean 0 and variance 1: nothing to make up for, and nothing that it follows."""
+    model, x = _model(), 5 + torch.randn(4000, 5)
+    found = infoslice.prune(
+        model, x[:2], data=x, criterion="l2_norm", compensation=compensation, injection="layer",
+        compensation_ridge=1e-9, show_progress=False,
+    )  # fmt: skip
+    kept = found.plan.keep
+    first, second = (next(k for k in kept if name in k) for name in ("0", "2"))
+    expected = model[2].weight[kept[second]][:, kept[first]]
+    torch.testing.assert_close(found.model[2].weight, expected, rtol=0, atol=0.06)
+    torch.testing.assert_close(found.model[2].bias, model[2].bias[kept[second]], rtol=0, atol=0.1)

@@ -96,7 +96,8 @@ def prune(
             group whole. See :func:`infoslice.selection.select`.
         criterion: ``"causal"`` (:func:`infoslice.criteria.causal`) or another name in
             :data:`infoslice.criteria.CRITERIA`, or a function ``(statistics, weights) -> scores``.
-        criterion_options: keyword arguments for it, as ``{"score": "pairwise"}``.
+        criterion_options: keyword arguments for it, as ``{"score": "pairwise"}``; or, for language
+            models, ``{"curvature": "cross_entropy", "ridge": 3e-2}``.
         allocation: ``"global"``: the lowest scores of all groups go, all scored on the unpruned
             network. ``"uniform"``: the same share of each group; groups are then visited in order
             of execution, and each is scored on what the already pruned part passes on. As

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +145,7 @@ class Workpiece:
         taken = 0
         for group in groups:
             new = [n for n in group.consumers if n not in seen and not self.not_measurable(n)]
-            need = sum(8 * variables(self.pruned.get_submodule(name)) ** 2 for name in new)
+            need = sum(self._bytes(name) for name in new)
             if not portions or taken + need > _BYTES:
                 portions.append([])
                 seen, taken = set(), 0
@@ -153,6 +153,10 @@ class Workpiece:
             seen.update(new)
             taken += need
         return portions
+
+    def _bytes(self, name: str) -> int:
+        """Of the covariance of what a layer reads."""
+        return 8 * variables(self.pruned.get_submodule(name)) ** 2
 
     def statistics_at(self, group: ChannelGroup, name: str) -> GroupStatistics:
         """Of a group, when layer ``name``, the first that reads it, is visited.
@@ -208,13 +212,13 @@ class Workpiece:
         if self.injection == "layer":
             raise NotMeasuredError("samples are those of whole forwards; use injection='input'")
         inputs, size = self.inputs(), self.batch_size
-        with self._at_norms():
+        with self._at_norms(self.pruned):
             found = collect_samples(self.pruned, inputs, [name], limit=_SAMPLES, batch_size=size)
         return found[name]
 
-    def _at_norms(self) -> contextlib.AbstractContextManager[None]:
+    def _at_norms(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         if self.injection == "norm":
-            return noise_at_norms(self.pruned, self.seed)
+            return noise_at_norms(model, self.seed)
         return contextlib.nullcontext()
 
     def _outputs(self, layers: list[str], structure: Structure) -> dict[str, Stream]:
@@ -229,21 +233,41 @@ class Workpiece:
 
     def collect(self, layers: list[str], structure: Structure) -> dict[str, Moments]:
         """Of what layers read in the network pruned so far; of their outputs too if asked for."""
+        return self._collect(
+            self.pruned,
+            layers,
+            structure,
+            sampling_errors=self.sampling_errors and structure == "full",
+            outputs=self._outputs(layers, structure),
+            transform=self.transform if structure == "full" else None,
+        )
+
+    def of_original(self, layers: Sequence[str], structure: Structure) -> dict[str, Moments]:
+        """Of what the first of some layers read in the original, as many as fit into memory."""
+        taken, fit = 0, 0
+        for name in layers:
+            taken += self._bytes(name) if structure == "full" else 0
+            if fit and taken > _BYTES:
+                break
+            fit += 1
+        return self._collect(self.original, layers[:fit], structure)
+
+    def _collect(
+        self, model: nn.Module, layers: Sequence[str], structure: Structure, **options: Any
+    ) -> dict[str, Moments]:
         fresh = None
         if self.injection == "layer":
             generator = torch.Generator().manual_seed(self.seed)
             fresh = partial(_fresh, generator, self.kind)
-        with self._at_norms():
+        with self._at_norms(model):
             return collect(
-                self.pruned,
+                model,
                 self.inputs(),
                 layers,
                 batch_size=self.batch_size,
                 structure=structure,
-                sampling_errors=self.sampling_errors and structure == "full",
-                outputs=self._outputs(layers, structure),
-                transform=self.transform if structure == "full" else None,
                 fresh_noise=fresh,
+                **options,
             )
 
     def _activate(self, steps: tuple[Step, ...], y: Tensor) -> Tensor:

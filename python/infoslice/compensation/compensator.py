@@ -6,7 +6,6 @@ import contextlib
 import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Literal, cast
 
 import torch
@@ -26,7 +25,7 @@ from infoslice.group_statistics import GroupStatistics, NotMeasuredError
 from infoslice.group_weights import silenced
 from infoslice.statistics import (
     Moments,
-    collect,
+    Structure,
     supported,
     variables,
     variables_per_channel,
@@ -49,12 +48,17 @@ class Compensator:
     def __init__(self, work: Workpiece, how: frozenset[Compensation], ridge: float) -> None:
         self.work, self.how, self.ridge = work, how, ridge
         self.not_refitted: dict[str, str] = {}
+        self._of_original: Mapping[str, Moments] = {}
         self._waiting: dict[str, tuple[Sum, Sequence[Tensor], Sequence[Tensor]]] = {}
         nodes = [n for n in work.graph.signature.nodes if n.op == "call_function"]
         self._norm_calls = Counter(n.module for n in nodes if "batch_norm" in str(n.target))
 
     def decide(self, group: ChannelGroup, keep: Tensor, statistics: GroupStatistics) -> None:
         """Fix what stays of a group; what goes is merged into it first, if that is asked for."""
+        if "least_squares" in self.how and not self.work.keep and statistics.measured:
+            # Nothing is cut yet: what was measured for the scores is what the original shows.
+            shown = {n: m for n, m in statistics.moments.items() if not m.transformed}
+            self._of_original = shown
         if "merge" in self.how and any(piece.role == "in" for piece in group.slices):
             merge_(self.work.pruned, group, merges(statistics, keep))
         self.work.decide(group, keep, statistics)
@@ -142,7 +146,7 @@ class Compensator:
             )
             refit_(layer, joint, kept, norm=norm, ridge=self.ridge)
             return
-        own = self._of_original[name]
+        own = self._in_original(name)
         before = self.work.original.get_submodule(name)
         if "least_squares" in self.how:
             refit_(layer, linear_moments(before, own), kept, norm=norm, ridge=self.ridge)
@@ -208,13 +212,18 @@ class Compensator:
         usable = isinstance(found, _BatchNorm) and found.running_mean is not None
         return cast(_BatchNorm, found) if usable and first[0].is_norm else None
 
-    @cached_property
-    def _of_original(self) -> Mapping[str, Moments]:
-        """Of what the layers behind the cuts read in the original network."""
-        work = self.work
-        names = {name for group in work.graph.prunable for name in group.consumers}
-        layers = [n for n in work.graph.layers if n in names and not work.not_measurable(n)]
-        return collect(work.original, work.inputs(), layers, batch_size=work.batch_size)
+    def _in_original(self, name: str) -> Moments:
+        """Of what a layer reads in the original: of it and of those to come that fit in memory."""
+        if name not in self._of_original:
+            work = self.work
+            whole = {group.name for group in work.decided} - set(work.keep)
+            groups = [group for group in work.graph.prunable if group.name not in whole]
+            reading = {name for group in groups for name in group.consumers}
+            layers = [n for n in work.graph.layers if n in reading and not work.not_measurable(n)]
+            self._of_original = {}  # let go of what is behind first
+            structure: Structure = "full" if "least_squares" in self.how else "diagonal"
+            self._of_original = work.of_original(layers[layers.index(name) :], structure)
+        return self._of_original[name]
 
     def _not_refittable(self, name: str, layer: nn.Linear | _ConvNd) -> str:
         if not supported(layer) and getattr(layer, "groups", 1) == 1:

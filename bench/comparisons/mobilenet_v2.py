@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from infoslice.comparison import Task
 from infoslice.perturbation import Inputs, match, noise
 
-SIZE, CALIBRATION = 160, 48
+SIZE, CALIBRATION = 160, 128
 FITTED, STEPS = 96, 50
 
 
@@ -110,5 +110,5 @@ def task() -> Task:
         torch.zeros(1, 3, SIZE, SIZE),
         evaluate,
         {"real": real, "matched": matched},
-        options={"batch_size": 16},
+        options={"batch_size": 16, "sampling_errors": True},
     )

@@ -69,7 +69,7 @@ def test_every_structure_with_every_weighting(case, kind, assert_close):
     y = layer.double()(x).detach()
 
     def found(**options):
-        return collect(model, Inputs.of(x), ["0"], batch_size=2, weights=given, **options)["0"]
+        return collect(model, Inputs.of(x, given), ["0"], batch_size=2, **options)["0"]
 
     outputs = {} if case == "transposed" else {"0": nn.Identity()}
     moments = found(outputs=outputs, sampling_errors=True)
@@ -198,9 +198,9 @@ def test_a_constant_channel_has_no_variance_at_all(structure, weights):
     x[:, 1] = 0.1
     for layer, read in ((nn.Conv2d(2, 3, 3), x), (nn.Linear(2, 3), x.movedim(1, -1))):
         model = nn.Sequential(layer)
-        found = collect(
-            model, Inputs.of(read), ["0"], batch_size=2, structure=structure, weights=weights
-        )["0"]
+        found = collect(model, Inputs.of(read, weights), ["0"], batch_size=2, structure=structure)[
+            "0"
+        ]
         variance = found.variance_x.view(2, -1)
         assert variance[1].eq(0).all()
         assert variance[0].gt(0.5).all()
@@ -257,7 +257,7 @@ def test_effective_count_of_autoregressive_sequences():
     # a mask that leaves one token of each sequence: those are independent
     mask = torch.zeros(sequences, length)
     mask[range(sequences), torch.randint(length, (sequences,))] = 1
-    one = collect(model, Inputs.of(x), ["0"], weights=mask, structure="diagonal", **options)["0"]
+    one = collect(model, Inputs.of(x, mask), ["0"], structure="diagonal", **options)["0"]
     assert math.isclose(one.effective_count, sequences, rel_tol=1e-9)
     shuffled = x.view(-1, 8)[torch.randperm(sequences * length)].view_as(x)
     free = collect(model, Inputs.of(shuffled), ["0"], **options)["0"].effective_count
@@ -281,7 +281,7 @@ def test_refusals():
     model = nn.Sequential(layer)
     for bad, text in ((x, r"\(4, 5\).*layer '0'"), (x / 0, r"finite|NaN.*layer '0'")):
         with pytest.raises(ValueError, match=text):
-            collect(model, Inputs.of(bad), ["0"], weights=torch.ones(4, 6) if bad is x else None)
+            collect(model, Inputs.of(bad, torch.ones(4, 6) if bad is x else None), ["0"])
     found = measure(layer, x)
     with pytest.raises(ValueError, match="oas"):
         found.shrunk("glasso")

@@ -146,10 +146,10 @@ def test_information_is_invariant_to_monotone_maps_and_a_lower_bound():
 def test_masks_leave_padding_out(assert_close):
     model, x = nn.Sequential(nn.Linear(3, 2).double()), torch.randn(6, 5, 3, dtype=torch.float64)
     mask = torch.rand(6, 5) > 0.4
-    found = collect(model, Inputs.of(x), ["0"], weights=mask.float(), transform="copula")["0"]
+    found = collect(model, Inputs.of(x, mask.float()), ["0"], transform="copula")["0"]
     assert_close(found.covariance_x, torch.cov(_scores(x[mask].T), correction=0), factor=100)
     with pytest.raises(ValueError, match="0 or 1"):
-        collect(model, Inputs.of(x), ["0"], weights=torch.rand(6, 5), transform="copula")
+        collect(model, Inputs.of(x, torch.rand(6, 5)), ["0"], transform="copula")
 
 
 def test_channels_that_tie_too_often_are_refused_and_constant_ones_carry_nothing():

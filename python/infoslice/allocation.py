@@ -27,9 +27,19 @@ Divergence = Callable[[Any, Any], Tensor | float]
 Cut = Callable[[ChannelGroup, Tensor], Mapping[str, Tensor]]
 
 
-def relative_error(output: Any, original: Any) -> float:
-    """``|y - y0|^2 / |y0|^2`` of the first floating-point tensor of the output (the logits)."""
+def relative_error(output: Any, original: Any, weights: Tensor | None = None) -> float:
+    """``|y - y0|^2 / |y0|^2`` of the first floating-point tensor of the output (the logits).
+
+    ``weights``: of its samples or positions, from the front; of others, if they do not fit it, the
+    largest of each sample.
+    """
     y, y0 = (_first(found).detach().double() for found in (output, original))
+    if weights is not None:
+        w = weights.to(y)
+        if w.shape != y.shape[: w.dim()]:
+            w = w.flatten(1).amax(1)
+        w = w.view(*w.shape, *[1] * (y.dim() - w.dim())).sqrt()
+        y, y0 = w * y, w * y0
     return float((y - y0).square().sum() / y0.square().sum())
 
 
@@ -65,8 +75,9 @@ def sensitivity(
         inputs: what is put in.
         scores: group name -> float ``[C]``, high = keep, of any unit: the order alone counts.
         ratios: ascending, in (0, 1), rounded down to whole channels.
-        divergence: of two outputs, a mean over the samples of a batch; :func:`relative_error`, or
-            for a classifier a Kullback-Leibler divergence.
+        divergence: of two outputs, a mean over the samples of a batch; :func:`relative_error`,
+            which is given the weights of the inputs, or for a classifier a Kullback-Leibler
+            divergence.
         cut: how a group is cut alone: (group, int64 channels to remove) -> the tensors of the
             network that differ then; by default what reads these channels becomes zero
             (:func:`infoslice.group_weights.silenced`). With one that compensates
@@ -96,9 +107,12 @@ def sensitivity(
             moved = np.zeros(len(cuts))
             for batch in inputs.batches(batch_size):
                 original = model(*batch.args, **batch.kwargs)
+                compare = divergence
+                if divergence is relative_error:
+                    compare = partial(relative_error, weights=batch.weights)
                 for i, tensors in enumerate(cuts):
                     output = functional_call(model, dict(tensors), batch.args, dict(batch.kwargs))
-                    moved[i] += float(divergence(output, original)) * batch.samples()
+                    moved[i] += float(compare(output, original)) * batch.samples()
             moved /= inputs.samples()
             if not (np.isfinite(moved).all() and (moved >= 0).all()):
                 raise ValueError(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from infoslice.perturbation import Inputs, evaluating
+from infoslice.statistics import position_weights
 
 __all__ = ["Lockstep"]
 
@@ -52,6 +53,10 @@ class Lockstep:
         self._layers = list(dict.fromkeys(layers))
         self._added = list(added)
         self._mode = evaluating(model)
+
+    def weights(self, values: Sequence[Tensor]) -> list[Tensor | None]:
+        """Those of the batches, for what the forwards stand at."""
+        return [position_weights(w.weights, x) for w, x in zip(self._walks, values, strict=True)]
 
     def __enter__(self) -> Lockstep:
         self._mode.__enter__()
@@ -162,7 +167,7 @@ class _Walk:
     """One forward. ``at``: the layer where it waits, with ``value`` there; else both None."""
 
     def __init__(self, model: nn.Module, batch: Inputs) -> None:
-        self.of, self._batch = model, batch
+        self.of, self._batch, self.weights = model, batch, batch.weights
         self.at: str | None = None
         self.value: Tensor | None = None
         self.addends: list[tuple[str, Tensor]] = []  # outputs that are to be added

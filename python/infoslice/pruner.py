@@ -59,6 +59,7 @@ def prune(
     compensation_ridge: float = 1e-2,
     perturbation: Perturbation = "auto",
     data: Any = None,
+    data_weights: Tensor | None = None,
     injection: Injection = "input",
     target: Target = "pre",
     samples: int = 256,
@@ -129,6 +130,9 @@ def prune(
             predicts the next token, tokens if it reads tokens and does not, else matched if it
             holds running statistics, else Gaussian. The report says which it was.
         data: real inputs (as ``example_inputs``, any number of samples) in place of noise.
+        data_weights: of the samples of ``data`` or of their positions, >= 0, ``[N]`` or ``[N, T]``:
+            what has weight 0 counts neither for scores nor for refits. By default the padding mask,
+            if ``data`` hold an ``attention_mask`` ``[N, T]``.
         injection: perturb the network's ``"input"``; or every ``"layer"`` by noise of its own, or
             what every layer norm and RMS norm reads (``"norm"``,
             :func:`infoslice.perturbation.norms.noise_at_norms`). The last two count for scores and
@@ -197,6 +201,9 @@ def prune(
         raise ValueError(
             f"prune: argument compensation_ridge: expected > 0, got {compensation_ridge}"
         )
+    if data_weights is not None and data is None:
+        raise ValueError("prune: argument data_weights: expected None without data")
+    given = None if data is None else _weighted(data, data_weights)
     compensations = _compensations(compensation)
     scored_by = _criterion(criterion, criterion_options or {})
     if graph is None:
@@ -214,8 +221,8 @@ def prune(
 
     @cache
     def inputs() -> Inputs:
-        if data is not None:
-            return Inputs.of(data)
+        if given is not None:
+            return given
         return perturb(
             model, example_inputs, chosen_perturbation(), samples=samples, match_steps=match_steps,
             batch_size=batch_size, seed=seed, show_progress=show_progress,
@@ -318,6 +325,14 @@ def prune(
         model.load_state_dict(smaller.model.state_dict())
         return PruningResult(model, cut, smaller.edits, report)
     return PruningResult(smaller.model, cut, smaller.edits, report)
+
+
+def _weighted(data: Any, weights: Tensor | None) -> Inputs:
+    found = Inputs.of(data, weights)
+    mask = found.kwargs.get("attention_mask")
+    if found.weights is None and isinstance(mask, Tensor) and mask.dim() == 2:
+        return Inputs.of(found, mask)
+    return found
 
 
 def _compensations(given: Compensation | Sequence[Compensation]) -> frozenset[Compensation]:

@@ -172,13 +172,16 @@ class Workpiece:
         def here(structure: Structure) -> Moments:
             layer = self.pruned.get_submodule(name)
             total: Moments | None = None
-            for x in self.in_pruned.at(name):
+            found = self.in_pruned.at(name)
+            for x, weights in zip(found, self.in_pruned.weights(found), strict=True):
                 y = None
                 if name in self._outputs([name], structure):
                     y = self._activate(self.steps[name], cast(Tensor, layer.forward(x)))
                 errors = self.sampling_errors and structure == "full"
-                found = measure(layer, x, y, structure=structure, sampling_errors=errors)
-                total = found if total is None else total.merge(found)
+                of_batch = measure(
+                    layer, x, y, weights=weights, structure=structure, sampling_errors=errors
+                )
+                total = of_batch if total is None else total.merge(of_batch)
             assert total is not None  # Inputs hold at least one batch
             return total
 

@@ -161,7 +161,8 @@ class Compensator:
         if "batch_norm" not in self.how or norm.running_mean is None:
             return
         if self._norm_calls[name] == 1:
-            restate_(norm, self.work.in_pruned.at(name))
+            found = self.work.in_pruned.at(name)
+            restate_(norm, found, self.work.in_pruned.weights(found))
         else:
             self.not_refitted[name] = "it is called several times, with statistics of all of them"
 
@@ -201,6 +202,7 @@ class Compensator:
             norm=self._norm_behind(name),
             others=others,
             rectified=rectified,
+            weights=self.work.in_pruned.weights(inputs),
             ridge=self.ridge,
         )
         return layer

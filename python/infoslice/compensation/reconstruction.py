@@ -28,6 +28,7 @@ def reconstruct_(
     norm: _BatchNorm | None = None,
     others: Sequence[tuple[Tensor, Tensor]] | None = None,
     rectified: bool = False,
+    weights: Sequence[Tensor | None] | None = None,
     ridge: float = 1e-2,
 ) -> None:
     """Refit ``layer`` to give, with what is added to it, what the original gives.
@@ -48,6 +49,8 @@ def reconstruct_(
         others: batches of what is added to the (normed) output in the original network and in the
             pruned one; what the latter lacks is made up for.
         rectified: whether a ReLU alone reads the result.
+        weights: of the samples or positions of every batch, see
+            :func:`infoslice.statistics.measure`.
         ridge: > 0.
 
     Raises:
@@ -71,8 +74,9 @@ def reconstruct_(
             for tensor, old in zip(_fitted(layer, norm), start, strict=True):
                 tensor.copy_(old)
         total: Moments | None = None
-        for x, y, more in zip(inputs, outputs, wanted, strict=True):
-            found = measure(layer, x, y + more * back, output_covariance=False)
+        each = weights or [None] * len(inputs)
+        for x, y, more, w in zip(inputs, outputs, wanted, each, strict=True):
+            found = measure(layer, x, y + more * back, weights=w, output_covariance=False)
             total = found if total is None else total.merge(found)
         assert total is not None  # there is at least one batch
         refit_(layer, total, kept, norm=norm, ridge=ridge)

@@ -10,7 +10,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from infoslice.perturbation import Inputs, evaluating
-from infoslice.statistics import Moments, measure, ridged, supported, weight_matrix
+from infoslice.statistics import (
+    Moments,
+    measure,
+    position_weights,
+    ridged,
+    supported,
+    weight_matrix,
+)
 
 __all__ = ["joint_moments", "refit_", "refittable"]
 
@@ -46,7 +53,7 @@ def joint_moments(
                 f"in the original, got {len(xs)} calls and {len(ys)}"
             )
         for x, y in zip(xs, ys, strict=True):
-            moments = measure(layer, x, y)
+            moments = measure(layer, x, y, weights=position_weights(batch.weights, x))
             total = moments if total is None else total.merge(moments)
     assert total is not None  # Inputs hold at least one batch
     return total

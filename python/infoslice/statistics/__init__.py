@@ -12,6 +12,7 @@ from infoslice.statistics.entropy import (
 )
 from infoslice.statistics.hooks import Stream
 from infoslice.statistics.layers import (
+    position_weights,
     supported,
     variables,
     variables_per_channel,
@@ -43,6 +44,7 @@ __all__ = [
     "gaussian_mi_bias",
     "measure",
     "output_curvature",
+    "position_weights",
     "ridged",
     "supported",
     "variables",

@@ -159,7 +159,6 @@ def collect(
     layers: Iterable[str | ChannelGroup],
     *,
     batch_size: int = 64,
-    weights: Tensor | None = None,
     structure: Structure = "full",
     sampling_errors: bool = False,
     outputs: Mapping[str, Stream] | None = None,
@@ -172,11 +171,9 @@ def collect(
 
     Args:
         model: nothing of it changes.
-        inputs: what is put in.
+        inputs: what is put in, with the weights of it (see :meth:`Accumulator.weighted`).
         layers: layers called several times are pooled.
         batch_size: samples per forward; bounds the memory.
-        weights: of the samples of ``inputs`` or of their positions, ``[N, ...]``; see
-            :meth:`Accumulator.weighted`.
         structure: of the covariances.
         sampling_errors: keep them too.
         outputs: layers whose output is measured too, each with a function applied to it first.
@@ -196,7 +193,7 @@ def collect(
     layers, transforms = list(layers), None
     if transform:
         copula = Copula(model, layers, outputs=outputs, fresh_noise=fresh_noise)
-        copula.run(inputs, batch_size, weights)
+        copula.run(inputs, batch_size)
         transforms, outputs = copula.inputs, copula.outputs
         if structure != "full":
             outputs = None
@@ -209,7 +206,7 @@ def collect(
         transforms=transforms,
         fresh_noise=fresh_noise,
     )
-    accumulator.run(inputs, batch_size, weights)
+    accumulator.run(inputs, batch_size)
     missing = [name for name in accumulator.layers if name not in accumulator.moments]
     if missing:
         raise ValueError(

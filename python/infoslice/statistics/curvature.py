@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from infoslice.perturbation import Inputs, evaluating
-from infoslice.statistics.layers import supported
+from infoslice.statistics.layers import position_weights, supported
 
 __all__ = ["Loss", "output_curvature"]
 
@@ -52,7 +52,7 @@ def output_curvature(
     Args:
         model: its output, or the ``logits`` in it, or the first floating-point tensor of it, is
             ``[N, ..., k]``. Run in eval mode; its parameters get no gradients.
-        inputs: of the kind that the layers are measured on.
+        inputs: of the kind that the layers are measured on. Their weights are of predictions.
         layers: module paths of linear layers and convolutions. Calls of one layer add up.
         loss: see above.
         shrinkage: share of F that is replaced by the unit matrix times its mean eigenvalue, in
@@ -80,7 +80,7 @@ def output_curvature(
     generator = torch.Generator().manual_seed(seed)
     total: dict[str, Tensor] = {}
     seen = dict.fromkeys(names, 0)
-    predictions, squares = 0, 0.0
+    predictions = squares = 0.0
     calls: list[tuple[str, Tensor]] = []
     wanted = {p: p.requires_grad for p in model.parameters()}
     hooks = [model.get_submodule(n).register_forward_hook(partial(_keep, n, calls)) for n in names]
@@ -90,10 +90,11 @@ def output_curvature(
         with evaluating(model), torch.enable_grad():
             for batch in inputs.batches(batch_size):
                 calls.clear()
-                y = _rows(model(*batch.args, **batch.kwargs))
-                predictions += len(y)
-                squares += float(y.detach().double().square().sum())
-                value = _LOSSES[loss](y, generator)
+                y, w = _rows(model(*batch.args, **batch.kwargs), batch.weights)
+                predictions += float(w.sum())
+                squares += float(y.detach().double().square().sum(1) @ w)
+                # The root, since it is squares of gradients that are summed.
+                value = _LOSSES[loss](y, generator) @ w.sqrt().to(y)
                 gradients = torch.autograd.grad(value, [leaf for _, leaf in calls])
                 for (name, _), g in zip(calls, gradients, strict=True):
                     linear = isinstance(model.get_submodule(name), nn.Linear)
@@ -132,8 +133,8 @@ def _keep(
     return output + zero
 
 
-def _rows(output: Any) -> Tensor:
-    """Of the model's output, ``[predictions, k]``."""
+def _rows(output: Any, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Of the model's output, ``[predictions, k]``, and the weight of each, float64."""
     if isinstance(output, Mapping) and "logits" in output:
         output = output["logits"]
     found = getattr(output, "logits", output)
@@ -144,16 +145,25 @@ def _rows(output: Any) -> Tensor:
             "output_curvature: argument model: expected an output [N, ..., k] that depends on the "
             f"layers, got {type(output).__name__ if y is None else tuple(y.shape)}"
         )
-    return y.flatten(0, -2).float()
+    w = y.new_ones(y.shape[:-1], dtype=torch.float64)
+    given = position_weights(weights, y)
+    if given is not None:
+        if given.shape != w.shape[: given.dim()]:
+            raise ValueError(
+                f"output_curvature: argument inputs: expected weights for the predictions "
+                f"{tuple(w.shape)}, got {tuple(given.shape)}"
+            )
+        w = w * given.to(w).view(*given.shape, *[1] * (w.dim() - given.dim()))
+    return y.flatten(0, -2).float(), w.flatten()
 
 
 def _cross_entropy(logits: Tensor, generator: torch.Generator) -> Tensor:
     drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)
-    return F.cross_entropy(logits, drawn[:, 0].to(logits.device), reduction="sum")
+    return F.cross_entropy(logits, drawn[:, 0].to(logits.device), reduction="none")
 
 
 def _squared_error(y: Tensor, generator: torch.Generator) -> Tensor:
-    return (y * torch.randn(y.shape, generator=generator).to(y.device)).sum()
+    return (y * torch.randn(y.shape, generator=generator).to(y.device)).sum(1)
 
 
 _LOSSES = {"cross_entropy": _cross_entropy, "squared_error": _squared_error}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from infoslice.graph import ChannelGroup
 from infoslice.perturbation import Inputs, evaluating
-from infoslice.statistics.layers import supported
+from infoslice.statistics.layers import position_weights, supported
 
 __all__ = ["LayerHooks", "Stream"]
 
@@ -57,7 +57,7 @@ class LayerHooks(ABC):
 
         ``[N]``, or with more of the dimensions in which layers are applied: ``[N, T]`` for layers
         that read tokens ``[N, T, C]``; see :func:`infoslice.statistics.measure`, which refuses a
-        layer that they do not fit (a layer behind pooling is to be measured without a mask).
+        layer that they do not fit. What was pooled over positions has the largest of their weights.
         """
         before, self._weights = self._weights, weights
         try:
@@ -65,15 +65,11 @@ class LayerHooks(ABC):
         finally:
             self._weights = before
 
-    def run(self, inputs: Inputs, batch_size: int, weights: Tensor | None) -> None:
-        """The model in eval mode on all inputs, batch by batch, with weights ``[N, ...]`` of them.
-
-        Nothing of the model changes.
-        """
+    def run(self, inputs: Inputs, batch_size: int) -> None:
+        """The model in eval mode on all inputs, batch by batch. Nothing of the model changes."""
         with evaluating(self.model), torch.no_grad(), self:
-            for number, batch in enumerate(inputs.batches(batch_size)):
-                at = slice(number * batch_size, (number + 1) * batch_size)
-                with self.weighted(None if weights is None else weights[at]):
+            for batch in inputs.batches(batch_size):
+                with self.weighted(batch.weights):
                     self.model(*batch.args, **batch.kwargs)
 
     def _hook_of(self, name: str) -> Any:
@@ -85,7 +81,7 @@ class LayerHooks(ABC):
             if self.fresh_noise is not None:
                 x = self.fresh_noise(x)
                 y = cast(Tensor, layer.forward(x))
-            self.see(name, layer, x, y, self._weights)
+            self.see(name, layer, x, y, position_weights(self._weights, x))
 
         return hook
 

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 __all__ = [
     "output_positions",
     "padded",
+    "position_weights",
     "receptive_fields",
     "supported",
     "variables",
@@ -98,6 +99,19 @@ def output_positions(layer: nn.Module, x: Tensor) -> tuple[int, ...]:
             x.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True
         )
     )
+
+
+def position_weights(weights: Tensor | None, x: Tensor) -> Tensor | None:
+    """Weights ``[N, T, ...]`` for a layer that reads ``x [..., C]``, which may lie behind pooling.
+
+    What was pooled has the largest weight of its positions; where all positions of all samples were
+    put in one dimension, so are the weights. Any other shape is left as it is.
+    """
+    if weights is None or weights.dim() < x.dim():
+        return weights
+    if x.dim() == 2 and len(x) == weights.numel():
+        return weights.flatten()
+    return weights.flatten(x.dim() - 1).amax(-1)
 
 
 def receptive_fields(layer: nn.Module, x: Tensor) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from infoslice.perturbation import Inputs, evaluating
+from infoslice.statistics.layers import position_weights
 
 __all__ = ["Samples", "collect_samples"]
 
@@ -17,7 +18,8 @@ __all__ = ["Samples", "collect_samples"]
 class Samples(NamedTuple):
     """``x`` ``[N, channels]`` read and ``y`` ``[N, m]`` written by a layer, row by row together.
 
-    float32; each an average over the positions (pixels, tokens) of one image or sequence.
+    float32; each an average over the positions (pixels, tokens) of one image or sequence, by their
+    weights if the inputs have any. Samples of weight 0 are left out; otherwise all count alike.
     """
 
     x: Tensor
@@ -50,6 +52,7 @@ def collect_samples(
         raise ValueError(f"collect_samples: argument limit: expected at least 1, got {limit}")
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
     counts = dict.fromkeys(rows, 0)
+    shown: Tensor | None = None  # weights of the batch that is run
 
     def hook_of(name: str) -> Any:
         channel_dim = 1 if isinstance(model.get_submodule(name), _ConvNd) else -1
@@ -57,9 +60,9 @@ def collect_samples(
         def hook(_: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
             left = limit - counts[name]
             if left > 0:
-                pair = (_averaged(args[0][:left], channel_dim), _averaged(y[:left], channel_dim))
-                rows[name].append(pair)
-                counts[name] += len(pair[0])
+                x, z = (_averaged(t, channel_dim, shown) for t in (args[0], y))
+                rows[name].append((x[:left], z[:left]))
+                counts[name] += len(x[:left])
 
         return hook
 
@@ -74,6 +77,7 @@ def collect_samples(
     try:
         with evaluating(model), torch.no_grad():
             for batch in inputs.batches(min(batch_size, limit)):
+                shown = batch.weights
                 model(*batch.args, **batch.kwargs)
                 if all(count >= limit for count in counts.values()):
                     break
@@ -98,7 +102,23 @@ def collect_samples(
     return found
 
 
-def _averaged(t: Tensor, channel_dim: int) -> Tensor:
+def _averaged(t: Tensor, channel_dim: int, weights: Tensor | None) -> Tensor:
     """``[N, C]`` float32, the mean over all dimensions but the first and the channels."""
-    rows = t.detach().movedim(channel_dim, -1).reshape(t.shape[0], -1, t.shape[channel_dim])
-    return rows.mean(1, dtype=torch.float64).float()
+    last = t.detach().movedim(channel_dim, -1)
+    rows = last.reshape(t.shape[0], -1, t.shape[channel_dim])
+    weights = position_weights(weights, last)
+    if weights is None:
+        return rows.mean(1, dtype=torch.float64).float()
+    shape = last.shape[:-1]
+    if weights.shape != shape[: weights.dim()]:
+        raise ValueError(
+            f"collect_samples: argument inputs: expected weights of {tuple(shape)}, got "
+            f"{tuple(weights.shape)}"
+        )
+    w = weights.to(t.device, torch.float64).view(
+        *weights.shape, *[1] * (len(shape) - weights.dim())
+    )
+    w = w.expand(shape).reshape(rows.shape[:2])
+    kept = w.sum(1) > 0
+    means = (rows[kept] * w[kept, :, None]).sum(1) / w[kept].sum(1, keepdim=True)
+    return means.float()

@@ -94,6 +94,7 @@ def main() -> None:
         Method("causal:score=pairwise", *plain),
         Method("causal", *plain),
         *(Method("causal", "sequential", "global", s) for s in ("gaussian", "matched", "real")),
+        *(Method("causal", "sequential", "global", s, "swaps") for s in ("matched", "real")),
     ]
     run = partial(compare_methods, seeds=5, output=Path(__file__).parents[1] / "results")
     run(task(), methods, ratios=[0.25, 0.5, 0.7], command=f"python {sys.argv[0]}")

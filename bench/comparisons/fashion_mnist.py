@@ -140,13 +140,18 @@ READINGS = {
     "R3": "causal:greedy=False",
     "R4": "causal:score=output",
 }
-REMEDIES = (  # one by one: greedy, refitted, inputs matched, allocated by information
+# One by one: greedy, refitted, inputs matched, allocated by information, selection refined.
+REMEDIES = (
     Method("causal", *PLAIN),
     Method("causal", "sequential", "uniform", "gaussian"),
     Method("causal", "sequential", "uniform", "matched"),
     Method("causal", "sequential", "global", "matched"),
+    Method("causal", "sequential", "global", "matched", "swaps"),
 )
-WITH_DATA = Method("causal", "sequential", "global", "real")
+WITH_DATA = (
+    Method("causal", "sequential", "global", "real"),
+    Method("causal", "sequential", "global", "real", "swaps"),
+)
 RANDOM = (Method("random", *PLAIN), Method("random", "sequential", "uniform", "matched"))
 
 
@@ -160,10 +165,10 @@ def main() -> None:
     )
     if "ratios" in sys.argv[1:]:
         plain = [Method(reading, *PLAIN) for reading in READINGS.values()]
-        run(task(14), [*RANDOM, *plain, *REMEDIES, WITH_DATA], ratios=[0.25, 0.5, 0.7])
+        run(task(14), [*RANDOM, *plain, *REMEDIES, *WITH_DATA], ratios=[0.25, 0.5, 0.7])
     if "depths" in sys.argv[1:]:
         for depth in (8, 32, 4, 16):
-            methods = [Method(READINGS["R2"], *PLAIN), REMEDIES[-1], WITH_DATA]
+            methods = [Method(READINGS["R2"], *PLAIN), REMEDIES[-1], WITH_DATA[-1]]
             run(task(depth, SAMPLES // 2), methods, ratios=[0.5])
 
 

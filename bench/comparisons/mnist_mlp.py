@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from infoslice.comparison import Task
 
-EPOCHS, BATCH = 40, 100
+EPOCHS, BATCH, SAMPLES = 40, 100, 256
 
 
 def read() -> tuple[Tensor, Tensor]:
@@ -46,11 +46,19 @@ def train(images: Tensor, labels: Tensor) -> nn.Sequential:
 
 def task() -> Task:
     images, labels = read()
-    model = train(images[:4000], labels[:4000])
+    shown = images[:4000]
+    model = train(shown, labels[:4000])
     images, labels = images[4000:], labels[4000:]
+
+    def real(seed: int) -> Tensor:
+        order = torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))
+        return shown[order[:SAMPLES]]
 
     def evaluate(network: nn.Module) -> float:
         with torch.no_grad():
             return (network(images).argmax(1) == labels).float().mean().item()
 
-    return Task("mnist-mlp", model, images[:1], evaluate, {"gaussian": "gaussian"})
+    return Task(
+        "mnist_mlp", model, images[:1], evaluate, {"gaussian": "gaussian", "real": real},
+        options={"samples": SAMPLES},
+    )  # fmt: skip

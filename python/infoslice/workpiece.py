@@ -92,6 +92,11 @@ class Workpiece:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
+    def on_device(self) -> contextlib.AbstractContextManager[Any]:
+        """What is made inside is made where the network is."""
+        device = next((p.device for p in self.pruned.parameters()), torch.device("cpu"))
+        return contextlib.nullcontext() if device.type == "cpu" else device
+
     @cached_property
     def in_pruned(self) -> Lockstep:
         """The forwards of the pruned network, each standing before a layer."""
@@ -310,7 +315,8 @@ class Workpiece:
         """Scores, checked; None and a reason if the criterion reads what cannot be measured."""
         self.seen.add(group.name)
         try:
-            scores = criterion(statistics, filters(group, self.pruned))
+            with self.on_device():
+                scores = criterion(statistics, filters(group, self.pruned))
         except NotMeasuredError as error:
             self.left_whole[group.name] = str(error)
             return None

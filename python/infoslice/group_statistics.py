@@ -65,9 +65,10 @@ class LayerStatistics:
 
     ``weight``: float64 ``[m, d]``, the layer as a matrix. ``variables`` int64 ``[C, r]``: for
     channel c of the group, its columns of X (a layer that reads) or its rows of Y (one that
-    writes). ``shifts``: whether the layer can shift its output, by a bias or by the mean of a batch
-    norm that alone follows it. ``full`` and ``diagonal`` measure; ``moments``, ``mean`` and
-    ``variance`` call them when first read, and who needs no more than these two pays no covariance.
+    writes); where the weight is. ``shifts``: whether the layer can shift its output, by a bias or
+    by the mean of a batch norm that alone follows it. ``full`` and ``diagonal`` measure;
+    ``moments``, ``mean`` and ``variance`` call them when first read, and who needs no more than
+    these two pays no covariance.
     ``curvature`` measures how the network's loss minds errors of the outputs, ``[m, m]``.
     """
 
@@ -333,19 +334,20 @@ class GroupStatistics:
             raise NotMeasuredError(self._not_measurable[name])
         layer = self._model.get_submodule(name)
         taps = variables_per_channel(layer) if role == "in" else 1
-        maps = [
-            positions(s.index_map)
-            for s in self._group.slices
-            if s.module == name and s.role == role and s.tensor.endswith("weight")
-        ]
-        places = torch.cat(maps, 1)
-        variables = places[:, :, None] * taps + torch.arange(taps)
+        weight = weight_matrix(layer)
+        with torch.device(weight.device):
+            maps = [
+                positions(s.index_map)
+                for s in self._group.slices
+                if s.module == name and s.role == role and s.tensor.endswith("weight")
+            ]
+            variables = torch.cat(maps, 1)[:, :, None] * taps + torch.arange(taps)
         shifts = getattr(layer, "bias", None) is not None or name in self._norms
         return LayerStatistics(
             name,
             lambda: self.moments[name],
             lambda: self.diagonals[name],
-            weight_matrix(layer),
+            weight,
             variables.flatten(1),
             shifts,
             partial(self._samples, name) if self._samples else None,

@@ -263,7 +263,8 @@ def prune(
 
     def decide(group: ChannelGroup, keep: Tensor, statistics: GroupStatistics) -> None:
         if refinement == "swaps":
-            keep = swaps(statistics, keep)
+            with work.on_device():
+                keep = swaps(statistics, keep).cpu()
         compensator.decide(group, keep, statistics)
 
     with work:

@@ -55,11 +55,11 @@ def swaps(
         return keep
     floor = 1e-9 * len(layers)
     for _ in range(max_swaps):
-        losses = torch.stack([layer.worth() for layer in layers]).sum(0).cpu()
+        losses = torch.stack([layer.worth() for layer in layers]).sum(0)
         for out in losses.masked_fill(~kept, torch.inf).argsort()[: min(_TRIED, int(kept.sum()))]:
             for layer in layers:
                 layer.sweep(out, -1)
-            gains = torch.stack([layer.worth() for layer in layers]).sum(0).cpu()
+            gains = torch.stack([layer.worth() for layer in layers]).sum(0)
             gains = gains.masked_fill(kept, -torch.inf)
             best = gains.argmax()
             if gains[best] > losses[out] + floor:

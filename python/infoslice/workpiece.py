@@ -337,8 +337,10 @@ class Workpiece:
         """Fix what stays of a group and silence the rest."""
         self.decided.append(group)
         if statistics.measured:  # now, so that the statistics need not be kept
-            for layer in statistics.consumers:
-                self._nats.setdefault(layer.name, []).extend(_information(layer, keep))
+            with self.on_device():
+                told = [(layer, _information(layer, keep)) for layer in statistics.consumers]
+            for layer, nats in told:
+                self._nats.setdefault(layer.name, []).extend(nats)
         if len(keep) == group.channels:
             return
         self.keep[group.name] = keep

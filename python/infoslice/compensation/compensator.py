@@ -75,7 +75,7 @@ class Compensator:
         tensors = silenced(model, group, removed)
         if not self.how & {"least_squares", "sequential"} or group.renormalised:
             return tensors
-        with contextlib.suppress(NotMeasuredError):
+        with contextlib.suppress(NotMeasuredError), self.work.on_device():
             for reader in statistics.consumers:
                 here = self.work.pruned.get_submodule(reader.name)
                 if self._not_refittable(reader.name, cast("nn.Linear | _ConvNd", here)):

@@ -115,6 +115,8 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         far, kwargs = torch.device(device).type == "cuda", {**kwargs, "device": torch.device("cpu")}
     elif func is aten.copy_.default:
         far = isinstance(args[0], Far)
+    if far and kwargs.get("generator") is not None:  # all that there are are those of the CPU
+        raise RuntimeError(f"Expected a 'cuda' device type for generator of {func} but found 'cpu'")
     known = {id(t.near): t for t in tensors if isinstance(t, Far)}
     args, kwargs = pytree.tree_map_only(Far, lambda t: t.near, (args, kwargs))
     found = func(*args, **kwargs)

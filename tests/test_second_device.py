@@ -64,6 +64,58 @@ def test_chooses_and_refits_as_on_the_cpu(network, name):
         torch.testing.assert_close(state[key].near, tensor)
 
 
+@pytest.mark.parametrize("criterion", ["causal", "greedy_mi", "obs", "flap"])
+def test_curvatures_are_taken_to_the_layers(network, criterion, monkeypatch):
+    model, example, graph = network
+
+    def given(model, inputs, layers, **options):  # the gradients themselves are not for this device
+        sizes = (model.get_submodule(name).weight.shape[0] for name in layers)
+        roots = (torch.randn(m, m, generator=torch.Generator().manual_seed(m)) for m in sizes)
+        return {n: (r @ r.T).double() for n, r in zip(layers, roots, strict=True)}
+
+    monkeypatch.setattr("infoslice.workpiece.output_curvature", given)
+    data = torch.randn(24, 2, 8, 8, dtype=torch.float64)
+    options = {
+        "graph": graph, "show_progress": False, "criterion": criterion, "compensation": "none",
+        "criterion_options": {"curvature": "cross_entropy"},
+    }  # fmt: skip
+    here = infoslice.prune(model, example, data=data, **options)
+    with second_device():
+        there = infoslice.prune(
+            moved(copy.deepcopy(model), Far), Far(example), data=Far(data), **options
+        )
+    assert {k: v.tolist() for k, v in here.plan.keep.items()} == {
+        k: v.tolist() for k, v in there.plan.keep.items()
+    }
+
+
+@pytest.mark.parametrize("perturbation", ["gaussian", "uniform"])
+def test_noise_is_made_there(network, perturbation):
+    model, example, graph = network
+    with second_device():
+        found = infoslice.prune(
+            moved(copy.deepcopy(model), Far), Far(example), perturbation=perturbation, samples=16,
+            graph=graph, show_progress=False,
+        )  # fmt: skip
+    assert found.plan.keep
+
+
+@pytest.mark.parametrize("perturbation", ["tokens", "generated"])
+def test_tokens_are_made_there(perturbation):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 20))
+    model.double().eval().requires_grad_(False)
+    example = torch.zeros(1, 6, dtype=torch.long)
+    graph = infoslice.trace(model, example)
+    options = {
+        "graph": graph, "show_progress": False, "perturbation": perturbation, "samples": 32
+    }  # fmt: skip
+    here = infoslice.prune(model, example, **options)
+    with second_device():
+        there = infoslice.prune(moved(copy.deepcopy(model), Far), Far(example), **options)
+    assert here.plan.keep["1"].tolist() == there.plan.keep["1"].tolist()
+
+
 def test_what_mixes_devices_is_refused():
     near = torch.ones(3)
     with second_device():
@@ -83,5 +135,7 @@ def test_what_mixes_devices_is_refused():
         ):
             with pytest.raises(RuntimeError, match="same device"):
                 mix()
+        with pytest.raises(RuntimeError, match="for generator"):
+            torch.randn(3, generator=torch.Generator(), device="cuda")
         with pytest.raises(TypeError, match="numpy"):
             there.numpy()

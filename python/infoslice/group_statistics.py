@@ -196,7 +196,7 @@ class LayerStatistics:
         """
         if self.curvature is None:
             raise NotMeasuredError(f"no curvature of the loss at '{self.name}' can be had")
-        values, vectors = torch.linalg.eigh(self.curvature(loss))
+        values, vectors = torch.linalg.eigh(self.curvature(loss).to(self.weight.device))
         # Rounding alone makes an eigenvalue of a sum of squares negative.
         weighed: Tensor = (vectors * values.clamp_min(0).sqrt()) @ (vectors.T @ self.weight)
         return weighed

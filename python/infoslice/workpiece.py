@@ -85,6 +85,7 @@ class Workpiece:
         self._curvatures: dict[str, Mapping[str, Tensor]] = {}
         self._norms = {n: s[0].module for n, s in self.steps.items() if s and s[0].is_norm}
         self._open = contextlib.ExitStack()
+        self._default = torch.get_default_device()
 
     def __enter__(self) -> Workpiece:
         return self
@@ -93,9 +94,15 @@ class Workpiece:
         self._open.close()
 
     def on_device(self) -> contextlib.AbstractContextManager[Any]:
-        """What is made inside is made where the network is."""
-        device = next((p.device for p in self.pruned.parameters()), torch.device("cpu"))
-        return contextlib.nullcontext() if device.type == "cpu" else device
+        """What is made inside is made where the network is; but for what is measured meanwhile."""
+        return self._making_on(next((p.device for p in self.pruned.parameters()), self._default))
+
+    def _as_called(self) -> contextlib.AbstractContextManager[Any]:
+        """Inputs and forwards make what they make as they do outside of :meth:`on_device`."""
+        return self._making_on(self._default)
+
+    def _making_on(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if torch.get_default_device() == device else device
 
     @cached_property
     def in_pruned(self) -> Lockstep:
@@ -108,7 +115,8 @@ class Workpiece:
         return self._lockstep(self.original, after=True)
 
     def _lockstep(self, model: nn.Module, *, after: bool) -> Lockstep:
-        batches = self.inputs().batches(self.batch_size)
+        with self._as_called():
+            batches = list(self.inputs().batches(self.batch_size))
         added = [where.norm or layer for layer, where in self.sums.items()]
         walk = Lockstep(model, batches, self.graph.layers, after=after, added=added)
         return self._open.enter_context(walk)
@@ -210,17 +218,19 @@ class Workpiece:
         if loss not in self._curvatures:
             names = {name for group in self.graph.prunable for name in group.consumers}
             layers = [n for n in self.graph.layers if n in names and not self.not_measurable(n)]
-            self._curvatures[loss] = output_curvature(
-                self.original, self.inputs(), layers, loss=loss, seed=self.seed
-            )
+            with self._as_called():
+                self._curvatures[loss] = output_curvature(
+                    self.original, self.inputs(), layers, loss=loss, seed=self.seed
+                )
         return self._curvatures[loss]
 
     def _samples(self, name: str) -> Samples:
         """Of a layer of the network pruned so far, which is run once more for them."""
         if self.injection == "layer":
             raise NotMeasuredError("samples are those of whole forwards; use injection='input'")
-        inputs, size = self.inputs(), self.batch_size
-        with self._at_norms(self.pruned):
+        size = self.batch_size
+        with self._as_called(), self._at_norms(self.pruned):
+            inputs = self.inputs()
             found = collect_samples(self.pruned, inputs, [name], limit=_SAMPLES, batch_size=size)
         return found[name]
 
@@ -267,7 +277,7 @@ class Workpiece:
         if self.injection == "layer":
             generator = torch.Generator().manual_seed(self.seed)
             fresh = partial(_fresh, generator, self.kind)
-        with self._at_norms(model):
+        with self._as_called(), self._at_norms(model):
             return collect(
                 model,
                 self.inputs(),

@@ -357,7 +357,7 @@ def _distinct(columns: Tensor) -> Tensor:
 
 
 def _generated(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 def _cutoff(scores: Tensor, fraction: float) -> float:

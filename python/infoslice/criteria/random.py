@@ -17,4 +17,5 @@ def random(statistics: GroupStatistics, weights: Sequence[Tensor], *, seed: int 
     """Uniform scores on [0, 1), float64 ``[C]``; each group has a stream of its own."""
     stream = zlib.crc32(statistics.name.encode()) ^ seed
     generator = torch.Generator().manual_seed(stream)
-    return torch.rand(statistics.channels, generator=generator, dtype=torch.float64)
+    # On the CPU, wherever the network is: the same numbers.
+    return torch.rand(statistics.channels, generator=generator, dtype=torch.float64, device="cpu")

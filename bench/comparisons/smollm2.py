@@ -29,6 +29,8 @@ from infoslice.perturbation.tokens import generated_tokens
 LENGTH, EVALUATED = 512, 8  # tokens of a window; windows that perplexity is measured on
 # Many short pieces of many articles: a refit generalises by how many different texts it has seen.
 PIECE, CALIBRATION = 128, 192
+# What stands above the text that the model is to write.
+HEADING = "From Wikipedia, the free encyclopedia\n\n"
 BLOCKS, HEADS, KEY_VALUE_HEADS, SPECIAL = 30, 9, 3, 17
 _NAMES = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
@@ -114,26 +116,30 @@ def texts(tokenizer: Any) -> tuple[Tensor, Tensor]:
 def _task(name: str, left_whole: str, **options: Any) -> Task:
     model, tokenizer = load()
     held_out, others = texts(tokenizer)
+    heading = torch.tensor(tokenizer.encode("<|endoftext|>" + HEADING).ids)
 
     def real(seed: int) -> dict[str, Tensor]:
         order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
         return {"input_ids": others[order[:CALIBRATION]]}
 
     @cache  # every method is shown the same text
-    def written(seed: int) -> Inputs:
+    def written(seed: int, samples: int = CALIBRATION, start: Tensor | None = None) -> Inputs:
         """No data: text that the model writes itself."""
-        example = {"input_ids": others[:1]}
         return generated_tokens(
-            model, example, CALIBRATION, length=PIECE, excluded=range(SPECIAL), seed=seed,
-            show_progress=False,
+            model, {"input_ids": others[:1]}, samples, length=PIECE, start=start,
+            excluded=range(SPECIAL), seed=seed, show_progress=False,
         )  # fmt: skip
+
+    def prompted(seed: int) -> Inputs:
+        """No data but one line that says what kind of text is wanted; twice as many pieces."""
+        return written(seed, 2 * CALIBRATION, heading)
 
     return Task(
         name,
         model,
         {"input_ids": others[:1]},
         lambda network: perplexity(network, held_out),
-        {"wikipedia": real, "self-written": written},
+        {"wikipedia": real, "self-written": written, "prompted": prompted},
         ignored_layers=tuple(f"model.layers.{i}.{left_whole}" for i in range(BLOCKS)),
         options={"batch_size": 32, "compensation_ridge": 5e-2, **options},
         metric="perplexity",

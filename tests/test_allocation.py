@@ -108,7 +108,7 @@ def test_the_outputs_compared_are_those_of_the_network_with_one_group_cut(kind):
 @pytest.mark.parametrize("room", [2**40, 1])
 def test_what_a_refit_mends_does_not_count(kind, room, monkeypatch):
     """``room``: bytes for covariances; with one every group is measured by itself."""
-    monkeypatch.setattr("infoslice.workpiece._BYTES", room)
+    monkeypatch.setattr("infoslice.measured_network._BYTES", room)
     model = _chain(kind=kind).eval()
     x = torch.randn(40, *((6,) if kind is nn.Linear else (2, 8, 8)), dtype=torch.float64)
     graph = infoslice.trace(model, x[:1])

@@ -418,11 +418,11 @@ def test_covariances_beyond_the_memory_are_measured_in_portions(monkeypatch):
     model, example = load_network(), torch.zeros(1, 1, 28, 28)
     options = {"samples": 24, "perturbation": "gaussian", "show_progress": False}
     whole = infoslice.prune(model, example, **options)
-    monkeypatch.setattr("infoslice.workpiece._BYTES", 8 * 300**2)
+    monkeypatch.setattr("infoslice.measured_network._BYTES", 8 * 300**2)
     collected = []
-    inner = infoslice.workpiece.collect
+    inner = infoslice.measured_network.collect
     monkeypatch.setattr(
-        "infoslice.workpiece.collect",
+        "infoslice.measured_network.collect",
         lambda model, inputs, layers, **options: (
             collected.append(layers) or inner(model, inputs, layers, **options)
         ),

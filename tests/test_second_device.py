@@ -73,7 +73,7 @@ def test_curvatures_are_taken_to_the_layers(network, criterion, monkeypatch):
         roots = (torch.randn(m, m, generator=torch.Generator().manual_seed(m)) for m in sizes)
         return {n: (r @ r.T).double() for n, r in zip(layers, roots, strict=True)}
 
-    monkeypatch.setattr("infoslice.workpiece.output_curvature", given)
+    monkeypatch.setattr("infoslice.measured_network.output_curvature", given)
     data = torch.randn(24, 2, 8, 8, dtype=torch.float64)
     options = {
         "graph": graph, "show_progress": False, "criterion": criterion, "compensation": "none",

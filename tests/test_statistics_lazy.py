@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import infoslice
-from infoslice import workpiece
+from infoslice import measured_network
 from infoslice.statistics import collect
 
 
@@ -40,13 +40,13 @@ def test_variances_are_measured_alone_and_equal_those_of_the_covariance(
 ):
     seen = []
     for name in ("collect", "measure"):
-        function = getattr(workpiece, name)
+        function = getattr(measured_network, name)
 
         def spy(*args, _function=function, **options):
             seen.append(options["structure"])
             return _function(*args, **options)
 
-        monkeypatch.setattr(workpiece, name, spy)
+        monkeypatch.setattr(measured_network, name, spy)
     model, x = _model(), torch.randn(64, 5)
     options = {
         "data": x, "allocation": allocation, "compensation": "none", "target": target,
@@ -124,7 +124,7 @@ def _spied(monkeypatch):
         seen.append((tuple(layers), options["structure"]))
         return collect(model, inputs, layers, **options)
 
-    monkeypatch.setattr(workpiece, "collect", spy)
+    monkeypatch.setattr(measured_network, "collect", spy)
     return seen
 
 
@@ -143,7 +143,7 @@ def test_the_one_shot_refit_takes_what_was_measured_and_fits_into_memory(
     if allocation == "global":
         assert seen == [(("2", "4"), "full")]
     seen.clear()
-    monkeypatch.setattr(workpiece, "_BYTES", 8 * 12**2)  # the covariance of the widest layer
+    monkeypatch.setattr(measured_network, "_BYTES", 8 * 12**2)  # the covariance of the widest layer
     portions = infoslice.prune(model, x[:2], **options).model
     assert all(len(layers) == 1 for layers, structure in seen)
     for name, tensor in whole.state_dict().items():

@@ -17,6 +17,7 @@ from infoslice.compensation.compensator import Compensation, Compensator
 from infoslice.criteria import CRITERIA, Criterion
 from infoslice.graph import ChannelGraph, ChannelGroup, trace
 from infoslice.group_statistics import GroupStatistics
+from infoslice.measured_network import Injection, MeasuredNetwork, Target
 from infoslice.perturbation import Inputs, Kind, Perturbation, perturb, resolve
 from infoslice.progress import track
 from infoslice.refinement import swaps
@@ -24,7 +25,7 @@ from infoslice.report import Report, totals
 from infoslice.selection import Allocation, Budget, best, check_ratio, select
 from infoslice.statistics import Transform
 from infoslice.surgery import Edit, PruningPlan, plan
-from infoslice.workpiece import Injection, Target, Workpiece
+from infoslice.workpiece import Workpiece
 
 __all__ = ["Compensation", "Perturbation", "PruningResult", "Refinement", "prune"]
 
@@ -228,7 +229,7 @@ def prune(
             batch_size=batch_size, seed=seed, show_progress=show_progress,
         )  # fmt: skip
 
-    work = Workpiece(
+    network = MeasuredNetwork(
         graph=graph,
         original=model,
         pruned=copy.deepcopy(model),
@@ -242,6 +243,7 @@ def prune(
         transform=transform,
         sampling_errors=sampling_errors,
     )
+    work = Workpiece(network)
     chosen = partial(
         select,
         pruning_ratio=pruning_ratio,
@@ -263,26 +265,26 @@ def prune(
 
     def decide(group: ChannelGroup, keep: Tensor, statistics: GroupStatistics) -> None:
         if refinement == "swaps":
-            with work.on_device():
+            with network.on_device():
                 keep = swaps(statistics, keep).cpu()
         compensator.decide(group, keep, statistics)
 
-    with work:
+    with network:
         if allocation != "uniform":
             groups = [group for group in graph.prunable if group.name not in fixed]
             statistics: dict[str, GroupStatistics] = {}
             scores: dict[str, Tensor] = {}
-            portions = work.passes(groups)
+            portions = network.passes(groups)
             for portion in portions:
-                measured = work.statistics(portion)
+                measured = network.statistics(portion)
                 for group in portion:
                     found = work.score(group, measured[group.name], scored_by)
                     if found is not None:
                         scores[group.name] = found
                 # What does not fit into memory together is let go, and measured anew if asked for.
-                statistics |= measured if len(portions) == 1 else work.statistics(portion)
+                statistics |= measured if len(portions) == 1 else network.statistics(portion)
             if allocation == "sensitivity":
-                again = lru_cache(maxsize=1)(lambda group: work.statistics([group])[group.name])
+                again = lru_cache(maxsize=1)(lambda group: network.statistics([group])[group.name])
                 at_hand = again if len(portions) > 1 else lambda group: statistics[group.name]
                 scores = measured_by(
                     graph, model, inputs(), scores, batch_size=batch_size,
@@ -300,14 +302,14 @@ def prune(
                     continue
                 if allocation != "uniform" or widths[group.name] == group.channels:
                     continue
-                here = work.statistics_at(group, layer)
+                here = network.statistics_at(group, layer)
                 found = work.score(group, here, scored_by)
                 if found is not None:
                     decide(group, best(found, widths[group.name]), here)
             compensator.visit(layer)
         compensator.finish()
     cut = plan(graph, keep=work.keep)
-    smaller = cut.apply(work.pruned, inplace=True)
+    smaller = cut.apply(network.pruned, inplace=True)
     macs = [graph.costs.macs(), graph.costs.macs(cut.keep)]
     before, after = totals([model, smaller.model], macs, Inputs.of(example_inputs))
     put_in = "none"

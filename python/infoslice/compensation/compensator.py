@@ -46,11 +46,11 @@ class Compensator:
     """
 
     def __init__(self, work: Workpiece, how: frozenset[Compensation], ridge: float) -> None:
-        self.work, self.how, self.ridge = work, how, ridge
+        self.work, self.network, self.how, self.ridge = work, work.network, how, ridge
         self.not_refitted: dict[str, str] = {}
         self._of_original: Mapping[str, Moments] = {}
         self._waiting: dict[str, tuple[Sum, Sequence[Tensor], Sequence[Tensor]]] = {}
-        nodes = [n for n in work.graph.signature.nodes if n.op == "call_function"]
+        nodes = [n for n in self.network.graph.signature.nodes if n.op == "call_function"]
         self._norm_calls = Counter(n.module for n in nodes if "batch_norm" in str(n.target))
 
     def decide(self, group: ChannelGroup, keep: Tensor, statistics: GroupStatistics) -> None:
@@ -60,7 +60,7 @@ class Compensator:
             shown = {n: m for n, m in statistics.moments.items() if not m.transformed}
             self._of_original = shown
         if "merge" in self.how and any(piece.role == "in" for piece in group.slices):
-            merge_(self.work.pruned, group, merges(statistics, keep))
+            merge_(self.network.pruned, group, merges(statistics, keep))
         self.work.decide(group, keep, statistics)
 
     def alone(
@@ -71,13 +71,13 @@ class Compensator:
         If layers are to be refitted, those that read the group are, in one shot from its
         statistics in the original; else they are silenced.
         """
-        model = self.work.original
+        model = self.network.original
         tensors = silenced(model, group, removed)
         if not self.how & {"least_squares", "sequential"} or group.renormalised:
             return tensors
-        with contextlib.suppress(NotMeasuredError), self.work.on_device():
+        with contextlib.suppress(NotMeasuredError), self.network.on_device():
             for reader in statistics.consumers:
-                here = self.work.pruned.get_submodule(reader.name)
+                here = self.network.pruned.get_submodule(reader.name)
                 if self._not_refittable(reader.name, cast("nn.Linear | _ConvNd", here)):
                     continue
                 layer = copy.deepcopy(cast("nn.Linear | _ConvNd", model.get_submodule(reader.name)))
@@ -89,7 +89,7 @@ class Compensator:
                 for name, tensor in layer.named_parameters():
                     tensors[f"{reader.name}.{name}"] = tensor.detach()
                 if norm is not None and layer.bias is None:
-                    behind = self.work.steps[reader.name][0].module
+                    behind = self.network.steps[reader.name][0].module
                     tensors[f"{behind}.running_mean"] = cast(Tensor, norm.running_mean)
         return tensors
 
@@ -108,7 +108,7 @@ class Compensator:
         """Compensate at one layer, if anything before it was cut and nothing speaks against it."""
         if not self.work.keep:
             return
-        layer = self.work.pruned.get_submodule(name)
+        layer = self.network.pruned.get_submodule(name)
         if isinstance(layer, _BatchNorm):
             self._visit_norm(name, layer)
             return
@@ -125,29 +125,30 @@ class Compensator:
         if why:
             self.not_refitted[name] = why
             return
-        if "sequential" in self.how and name in self.work.sums:
-            found = self.work.in_pruned.at(name), self.work.in_original.at(name)
-            self._waiting[name] = (self.work.sums[name], *found)
+        if "sequential" in self.how and name in self.network.sums:
+            found = self.network.in_pruned.at(name), self.network.in_original.at(name)
+            self._waiting[name] = (self.network.sums[name], *found)
             return
-        if "sequential" in self.how and name in self.work.steps:
-            then = self.work.steps[name][int(self._norm_behind(name) is not None) :]
+        if "sequential" in self.how and name in self.network.steps:
+            then = self.network.steps[name][int(self._norm_behind(name) is not None) :]
             self._reconstruct(
                 name,
-                self.work.in_pruned.at(name),
-                self.work.in_original.at(name),
+                self.network.in_pruned.at(name),
+                self.network.in_original.at(name),
                 rectified=bool(then) and then[0].is_relu,
             )
             return
         norm, kept = self._norm_behind(name), self._kept_variables(name, layer)
         if "sequential" in self.how:  # called several times: all calls count
-            work = self.work
+            network = self.network
             joint = joint_moments(
-                work.pruned, work.original, name, work.inputs(), batch_size=work.batch_size
-            )
+                network.pruned, network.original, name, network.inputs(),
+                batch_size=network.batch_size,
+            )  # fmt: skip
             refit_(layer, joint, kept, norm=norm, ridge=self.ridge)
             return
         own = self._in_original(name)
-        before = self.work.original.get_submodule(name)
+        before = self.network.original.get_submodule(name)
         if "least_squares" in self.how:
             refit_(layer, linear_moments(before, own), kept, norm=norm, ridge=self.ridge)
             return
@@ -161,8 +162,8 @@ class Compensator:
         if "batch_norm" not in self.how or norm.running_mean is None:
             return
         if self._norm_calls[name] == 1:
-            found = self.work.in_pruned.at(name)
-            restate_(norm, found, self.work.in_pruned.weights(found))
+            found = self.network.in_pruned.at(name)
+            restate_(norm, found, self.network.in_pruned.weights(found))
         else:
             self.not_refitted[name] = "it is called several times, with statistics of all of them"
 
@@ -173,16 +174,18 @@ class Compensator:
         come to lack. The forwards of the pruned network went through the layer with its old
         weights, and are given its new output at the sum.
         """
-        work, name = self.work, where.layer
+        network, name = self.network, where.layer
         module = where.norm or name
-        others = zip(work.in_original.at_sum(module), work.in_pruned.at_sum(module), strict=True)
+        others = zip(
+            network.in_original.at_sum(module), network.in_pruned.at_sum(module), strict=True
+        )
         layer = self._reconstruct(name, inputs, outputs, list(others), rectified=where.rectified)
         with torch.no_grad():
             new = [cast(Tensor, layer(x)) for x in inputs]
             if where.norm:
-                last = work.pruned.get_submodule(where.norm)
+                last = network.pruned.get_submodule(where.norm)
                 new = [cast(Tensor, last(y)) for y in new]
-        work.in_pruned.replace(new)
+        network.in_pruned.replace(new)
 
     def _reconstruct(
         self,
@@ -193,7 +196,7 @@ class Compensator:
         *,
         rectified: bool,
     ) -> nn.Module:
-        layer = self.work.pruned.get_submodule(name)
+        layer = self.network.pruned.get_submodule(name)
         reconstruct_(
             layer,
             inputs,
@@ -202,29 +205,31 @@ class Compensator:
             norm=self._norm_behind(name),
             others=others,
             rectified=rectified,
-            weights=self.work.in_pruned.weights(inputs),
+            weights=self.network.in_pruned.weights(inputs),
             ridge=self.ridge,
         )
         return layer
 
     def _norm_behind(self, name: str) -> _BatchNorm | None:
         """The batch norm that alone reads the layer's output, if it holds running statistics."""
-        first = self.work.steps.get(name, ())[:1]
-        found = self.work.pruned.get_submodule(first[0].module) if first else None
+        first = self.network.steps.get(name, ())[:1]
+        found = self.network.pruned.get_submodule(first[0].module) if first else None
         usable = isinstance(found, _BatchNorm) and found.running_mean is not None
         return cast(_BatchNorm, found) if usable and first[0].is_norm else None
 
     def _in_original(self, name: str) -> Moments:
         """Of what a layer reads in the original: of it and of those to come that fit in memory."""
         if name not in self._of_original:
-            work = self.work
-            whole = {group.name for group in work.decided} - set(work.keep)
-            groups = [group for group in work.graph.prunable if group.name not in whole]
+            network = self.network
+            whole = {group.name for group in self.work.decided} - set(self.work.keep)
+            groups = [group for group in network.graph.prunable if group.name not in whole]
             reading = {name for group in groups for name in group.consumers}
-            layers = [n for n in work.graph.layers if n in reading and not work.not_measurable(n)]
+            layers = [
+                n for n in network.graph.layers if n in reading and not network.not_measurable(n)
+            ]
             self._of_original = {}  # let go of what is behind first
             structure: Structure = "full" if "least_squares" in self.how else "diagonal"
-            self._of_original = work.of_original(layers[layers.index(name) :], structure)
+            self._of_original = network.of_original(layers[layers.index(name) :], structure)
         return self._of_original[name]
 
     def _not_refittable(self, name: str, layer: nn.Linear | _ConvNd) -> str:
@@ -236,11 +241,11 @@ class Compensator:
             return f"{type(layer).__name__} ({kind}): its outputs are no regression on its inputs"
         if set(layer._parameters) != {"weight", "bias"}:
             return "its parameters are not plain"
-        if name not in self.work.called:
+        if name not in self.network.called:
             return "its weight is used by other code than its own"
-        if self.work.wide(name):
-            return f"it reads more than max_variables = {self.work.max_variables} variables"
-        for module_name, module in self.work.pruned.named_modules():
+        if self.network.wide(name):
+            return f"it reads more than max_variables = {self.network.max_variables} variables"
+        for module_name, module in self.network.pruned.named_modules():
             if module is not layer and any(p is layer.weight for p in module._parameters.values()):
                 return f"its weight is shared with '{module_name}'"
         for group in self.work.decided:

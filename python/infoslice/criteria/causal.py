@@ -49,7 +49,8 @@ def causal(
     * ``marginal``: I(X_c; Y + N);
     * ``pairwise``: sum_j I(X_c; Y_j + N_j), which takes the outputs for independent;
     * ``conditional``: I(X_c; Y + N | all other channels), what only this channel tells;
-    * ``output``: I(X; Y_c + N_c), summed over the layers that *write* the group.
+    * ``output``: I(X; Y_c + N_c), summed over the layers that *write* the group. The outputs of a
+      layer keep their scale, noise is the same on all: it tells channels apart by what they carry.
 
     ``conditional`` and ``greedy``: channels are removed one after the other, always the one whose
     removal loses least given those still there, and the score of a channel is what its removal
@@ -74,7 +75,7 @@ def causal(
     * ``conditional`` of a linear Y: the covariance of X_c given the others comes out too small by
       ``(n - 1 - d + r) / n``, and is divided by that;
     * ``conditional`` of a measured Y, less ``r k / (2 (n - 1 - d + r))`` with k given X, and
-      ``output`` of one, less ``d / (2 n (1 + s))``. The output of a linear Y has no bias.
+      ``output`` of one, less ``d k / (2 n)`` with k of Y_c. The output of a linear Y has no bias.
 
     In the greedy order what all channels removed so far lose together is corrected so, r being all
     their variables (the eigenvalues of ``W_P Cov(X_P | rest) W_P'`` taken for equal); that the
@@ -182,24 +183,22 @@ def _seen(noisy: Tensor, s: float) -> float:
 def _output(
     layer: LayerStatistics, noise_variance: float, ridge: float, bias_correction: bool
 ) -> Tensor:
-    """I(X; Y_c + N_c) of every written channel; a constant output tells nothing."""
+    """I(X; Y_c + N_c) of every written channel, the same noise on all; 0 for a constant output."""
     sx, sxy, sy = layer.covariances()
     d = len(sx)
     variances = sy.diagonal()
-    total = variances.sum()
-    # N is scaled as in Joint: the variance that one standardised output would have in it.
-    count = int((variances > torch.finfo(torch.float64).eps * variances.max()).sum())
-    if not total > 0:
+    noise = noise_variance * variances.sum()
+    if not noise > 0:
         return torch.zeros(len(layer.variables), dtype=torch.float64)
-    noisy = sy + torch.diag(noise_variance * count * variances + (variances <= 0))
+    noisy = sy + torch.diag(noise.expand(len(sy)))
     joint = torch.cat([torch.cat([ridged(sx, ridge), sxy], 1), torch.cat([sxy.T, noisy], 1)])
     written = (layer.variables + d).flatten().tolist()
     group_size = layer.variables.shape[1]
     found = ops.marginal_mi(joint, written, range(d), group_size=group_size)
     nats = _checked(found.nats, layer)
     if bias_correction and not layer.linear:
-        seen = group_size / (1 + noise_variance * count)
-        nats = nats - (variances[layer.variables] > 0).any(1) * d * seen / (2 * _count(layer, d))
+        seen = (variances / (variances + noise))[layer.variables].sum(1)
+        nats = nats - d * seen / (2 * _count(layer, d))
     return nats
 
 

@@ -9,6 +9,7 @@ best choice keeps one channel of every pair.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,15 +110,15 @@ def table(eps: tuple[float, ...], draws: int, pairs: int, outputs: int, samples:
     for noise in eps:
         each = [errors(draw(pairs, outputs, noise, samples, seed)) for seed in range(draws)]
         columns.append({name: torch.tensor([e[name] for e in each]) for name in each[0]})
-    order = sorted(columns[0], key=lambda name: float(columns[len(eps) // 2][name].mean()))
+    middle = {name: float(found.mean()) for name, found in columns[len(eps) // 2].items()}
+    had = [name for name, mean in middle.items() if math.isfinite(mean)]
     lines = [
         "| criterion | " + " | ".join(f"own noise {noise:g}" for noise in eps) + " |",
         "|---|" + "---|" * len(eps),
     ]
-    for name in order:
+    for name in sorted(had, key=middle.__getitem__):
         cells = [f"{float(c[name].mean()):.5f} ± {float(c[name].std()):.5f}" for c in columns]
-        if "nan" not in cells[0]:
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
 

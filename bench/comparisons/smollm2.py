@@ -12,7 +12,7 @@ half precision is somewhat lower.
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import carriers
@@ -130,16 +130,21 @@ def _task(name: str, left_whole: str, **options: Any) -> Task:
             excluded=range(SPECIAL), seed=seed, show_progress=False,
         )  # fmt: skip
 
-    def prompted(seed: int) -> Inputs:
-        """No data but one line that says what kind of text is wanted; twice as many pieces."""
-        return written(seed, 2 * CALIBRATION, heading)
+    def prompted(seed: int, times: int) -> Inputs:
+        """No data but one line that says what kind of text is wanted; more pieces."""
+        return written(seed, times * CALIBRATION, heading)
 
     return Task(
         name,
         model,
         {"input_ids": others[:1]},
         lambda network: perplexity(network, held_out),
-        {"wikipedia": real, "self-written": written, "prompted": prompted},
+        {
+            "wikipedia": real,
+            "self-written": written,
+            "prompted": partial(prompted, times=2),
+            "prompted at length": partial(prompted, times=4),
+        },
         ignored_layers=tuple(f"model.layers.{i}.{left_whole}" for i in range(BLOCKS)),
         options={"batch_size": 32, "compensation_ridge": 5e-2, **options},
         metric="perplexity",

@@ -1,6 +1,7 @@
 """Criteria on means and covariances, against their formulas by brute force."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -226,10 +227,12 @@ def test_bad_options(two, name, options, text):
 def test_refinement_mends_a_bad_selection():
     model, x = _twins()
     lost = {}
-    for refinement in ("none", "swaps"):
+    by_loss = partial(swaps, curvature="squared_error")
+    for refinement in ("none", "swaps", by_loss):
         result = infoslice.prune(
             model, x[:1], data=x, criterion="variance", pruning_ratio=0.5, refinement=refinement,
             show_progress=False,
         )  # fmt: skip
         lost[refinement] = _lost(model, x, result.plan.keep["0"])
     assert lost["swaps"] < 0.1 * lost["none"]
+    assert lost[by_loss] < 0.1 * lost["none"]

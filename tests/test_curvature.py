@@ -1,6 +1,7 @@
 """Curvature of outputs against its definition, and the criterion that weighs errors by it."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 import infoslice
 from infoslice.criteria import causal, flap, greedy_mi, obs
 from infoslice.perturbation import Inputs
+from infoslice.refinement import swaps
 from infoslice.statistics import output_curvature
 
 
@@ -157,6 +159,36 @@ def test_greedy_mi_takes_first_what_tells_most_about_the_loss(net):
     scores = _pruned_by(net, x, greedy_mi, ridge=0.0, curvature="cross_entropy")
     torch.testing.assert_close(scores.max(), torch.stack(told).max(), rtol=1e-6, atol=0)
     assert scores.argmax() == torch.stack(told).argmax()
+
+
+def test_swaps_lower_the_rise_of_the_loss(net):
+    with torch.no_grad():
+        net.last.weight[0] *= 3  # an output that is large, and that the loss does not mind
+        net.last.bias[0] -= 30
+    x = torch.randn(400, 6)
+    f = output_curvature(net, Inputs.of(x), ["last"])["last"]
+    w, h = net.last.weight.detach().double(), net.first(x).relu().detach().double()
+    h = h - h.mean(0)
+
+    def loss(kept, f):
+        error = h @ w.T - h[:, kept] @ torch.linalg.lstsq(h[:, kept], h @ w.T).solution
+        return float(((error @ f) * error).sum(1).mean() / 2)
+
+    found = {}
+
+    def look(statistics, weights):
+        for name in ("cross_entropy", None):
+            keep = swaps(statistics, torch.tensor([0, 1, 2]), ridge=1e-9, curvature=name)
+            found[name] = keep.tolist()
+        return torch.ones(8)
+
+    infoslice.prune(net, x[:1], data=x, pruning_ratio=0.5, criterion=look, show_progress=False)
+    for name, curvature in ("cross_entropy", f), (None, torch.eye(3).double()):
+        here = loss(found[name], curvature)
+        for out, new in itertools.product(found[name], set(range(8)) - set(found[name])):
+            other = sorted({*found[name], new} - {out})
+            assert here <= loss(other, curvature) * (1 + 1e-6)
+    assert loss(found["cross_entropy"], f) < loss(found[None], f)
 
 
 def test_flap_weighs_the_error_of_a_channel_that_becomes_its_mean(net):

@@ -38,12 +38,14 @@ def _full(statistics, weights):
 def test_variances_are_measured_alone_and_equal_those_of_the_covariance(
     allocation, target, monkeypatch
 ):
-    seen = []
+    seen, layers = [], set()
     for name in ("collect", "measure"):
         function = getattr(measured_network, name)
 
         def spy(*args, _function=function, **options):
             seen.append(options["structure"])
+            if _function is collect:
+                layers.update(args[2])
             return _function(*args, **options)
 
         monkeypatch.setattr(measured_network, name, spy)
@@ -54,6 +56,7 @@ def test_variances_are_measured_alone_and_equal_those_of_the_covariance(
     }  # fmt: skip
     keep = infoslice.prune(model, x[:2], criterion=_variance, **options).plan.keep
     assert set(seen) == {"diagonal"}
+    assert "0" not in layers  # it reads no group
     seen.clear()
     expected = infoslice.prune(model, x[:2], criterion=_full, **options).plan.keep
     assert set(seen) == {"full"}

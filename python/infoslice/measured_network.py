@@ -116,24 +116,18 @@ class MeasuredNetwork:
         reading = {name for group in groups for name in group.consumers}
         names = reading.union(*(group.producers for group in groups))
         layers = [name for name in self.graph.layers if name in names]
-        reasons = {name: reason for name in layers if (reason := self._not_readable(name))}
+        reasons = {name: reason for name in layers if (reason := self.not_readable(name))}
         # Few criteria look at the layers that write a group: these are measured apart.
         parts = [name for name in layers if name in reading], layers
-        known = _Known(self, parts)
-
-        @cache
-        def diagonals() -> Mapping[str, Moments]:
-            found: Mapping[str, Moments] = {} if self.transform else known
-            left = [name for name in layers if name not in reasons and name not in found]
-            return {**found, **self.collect(left, "diagonal")} if left else found
-
+        known = _Known(self, parts, "full")
+        diagonals = _Known(self, parts, "diagonal", {} if self.transform else known)
         return {
             g.name: GroupStatistics(
                 g,
                 self.pruned,
                 lambda: known,
                 self._norms,
-                diagonals=diagonals,
+                diagonals=lambda: diagonals,
                 not_measurable=reasons,
                 samples=self._samples,
                 curvature=self.curvature,
@@ -285,12 +279,12 @@ class MeasuredNetwork:
 
     def not_measurable(self, name: str) -> str:
         """Why the covariance of what the layer reads cannot be had; empty if it can."""
-        reason = self._not_readable(name)
+        reason = self.not_readable(name)
         if not reason and self.wide(name):
             return f"layer '{name}' reads more than max_variables = {self.max_variables} variables"
         return reason
 
-    def _not_readable(self, name: str) -> str:
+    def not_readable(self, name: str) -> str:
         """Why not even means and variances can be had."""
         layer = self.pruned.get_submodule(name)
         if not supported(layer) or "weight" not in layer._parameters:
@@ -311,19 +305,30 @@ class MeasuredNetwork:
 
 
 class _Known(dict[str, Moments]):
-    """Full moments by layer; a part of the layers is measured when the first of them is read."""
+    """Moments by layer; a part of the layers is measured when the first of them is read."""
 
-    def __init__(self, network: MeasuredNetwork, parts: Sequence[Sequence[str]]) -> None:
+    def __init__(
+        self,
+        network: MeasuredNetwork,
+        parts: Sequence[Sequence[str]],
+        structure: Structure,
+        more: Mapping[str, Moments] | None = None,
+    ) -> None:
+        """``more``: moments that tell all that these would, of the layers that are in it."""
         super().__init__()
-        self.network, self.parts = network, parts
+        self.network, self.parts, self.structure = network, parts, structure
+        self.more = more or {}
 
     def __missing__(self, name: str) -> Moments:
-        reason = self.network.not_measurable(name)
-        if reason:
+        if name in self.more:
+            return self.more[name]
+        full = self.structure == "full"
+        why = self.network.not_measurable if full else self.network.not_readable
+        if reason := why(name):
             raise NotMeasuredError(reason)
         part = next(part for part in self.parts if name in part)
-        left = [n for n in part if n not in self and not self.network.not_measurable(n)]
-        self.update(self.network.collect(left, "full"))
+        left = [n for n in part if n not in self and n not in self.more and not why(n)]
+        self.update(self.network.collect(left, self.structure))
         return self[name]
 
 

@@ -19,6 +19,7 @@ from infoslice.graph import ChannelGraph, ChannelGroup, trace
 from infoslice.group_statistics import GroupStatistics
 from infoslice.measured_network import Injection, MeasuredNetwork, Target
 from infoslice.perturbation import Inputs, Kind, Perturbation, perturb, resolve
+from infoslice.plan_arguments import kept_channels
 from infoslice.progress import track
 from infoslice.refinement import swaps
 from infoslice.report import Report, totals
@@ -55,7 +56,7 @@ def prune(
     allocation: Allocation | Callable[..., dict[str, Tensor]] = "global",
     max_pruning_ratio: float | None = None,
     round_to: int = 1,
-    refinement: Refinement = "none",
+    refinement: Refinement | Callable[[GroupStatistics, Tensor], Tensor] = "none",
     compensation: Compensation | Sequence[Compensation] = "sequential",
     compensation_ridge: float = 1e-2,
     perturbation: Perturbation = "auto",
@@ -112,7 +113,8 @@ def prune(
             ``pruning_ratio`` to all of it.
         round_to: channels kept per group are rounded up to a multiple of this.
         refinement: ``"swaps"``: exchange channels of the selection as long as the error of the
-            layers that read them falls, see :func:`infoslice.refinement.swaps`.
+            layers that read them falls, see :func:`infoslice.refinement.swaps`; or a function of
+            the same arguments, such as ``functools.partial(swaps, curvature="cross_entropy")``.
         compensation: what the layers left do about it; one of the first three, with or without
             the others, or ``"none"``. ``"bias"``: the mean of what was removed goes into the bias
             of the layers that read it. ``"least_squares"``: each of them is refitted to give the
@@ -183,6 +185,9 @@ def prune(
     measured_by = sensitivity
     if callable(allocation):
         measured_by, allocation = allocation, "sensitivity"
+    exchange: Callable[[GroupStatistics, Tensor], Tensor] = swaps
+    if callable(refinement):
+        exchange, refinement = refinement, "swaps"
     for name, value, allowed in (
         ("allocation", allocation, get_args(Allocation)),
         ("refinement", refinement, get_args(Refinement)),
@@ -266,7 +271,13 @@ def prune(
     def decide(group: ChannelGroup, keep: Tensor, statistics: GroupStatistics) -> None:
         if refinement == "swaps":
             with network.on_device():
-                keep = swaps(statistics, keep).cpu()
+                refined = kept_channels(exchange(statistics, keep), "keep", group)
+            if len(refined) != len(keep):
+                raise ValueError(
+                    f"prune: argument refinement: expected a function that keeps {len(keep)} "
+                    f"channels of group '{group.name}', got {len(refined)}"
+                )
+            keep = refined
         compensator.decide(group, keep, statistics)
 
     with network:

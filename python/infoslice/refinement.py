@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from infoslice.group_statistics import GroupStatistics, LayerStatistics
-from infoslice.statistics import ridged
+from infoslice.statistics import Loss, ridged
 
 __all__ = ["swaps"]
 
@@ -19,7 +19,12 @@ _TRIED = 8  # channels that are cheapest to lose, tried one after the other
 
 
 def swaps(
-    statistics: GroupStatistics, keep: Tensor, *, ridge: float = 1e-2, max_swaps: int = 100
+    statistics: GroupStatistics,
+    keep: Tensor,
+    *,
+    ridge: float = 1e-2,
+    max_swaps: int = 100,
+    curvature: Loss | None = None,
 ) -> Tensor:
     """Exchange one kept for one removed channel as long as the least-squares error falls.
 
@@ -34,6 +39,8 @@ def swaps(
         keep: int64, sorted: the selection to begin with.
         ridge: > 0.
         max_swaps: most exchanges made, >= 0.
+        curvature: of which loss of the network, see :func:`infoslice.statistics.output_curvature`:
+            an error counts by what the loss rises, not relative to what its layer puts out.
 
     Returns:
         As many channels, sorted; ``keep`` itself if no exchange lowers the error.
@@ -50,10 +57,10 @@ def swaps(
     if kept.all() or not kept.any():
         return keep
     readers = [layer.remaining() for layer in statistics.consumers]
-    layers = [_Swept(layer, kept, ridge) for layer in readers if _reads(layer)]
+    layers = [_Swept(layer, kept, ridge, curvature) for layer in readers if _reads(layer)]
     if not layers:
         return keep
-    floor = 1e-9 * len(layers)
+    floor = 1e-9 * sum(layer.total for layer in layers)
     for _ in range(max_swaps):
         losses = torch.stack([layer.worth() for layer in layers]).sum(0)
         for out in losses.masked_fill(~kept, torch.inf).argsort()[: min(_TRIED, int(kept.sum()))]:
@@ -87,12 +94,17 @@ class _Swept:
     K leaves unexplained of the moments of X and of X with Y.
     """
 
-    def __init__(self, layer: LayerStatistics, kept: Tensor, ridge: float) -> None:
+    def __init__(
+        self, layer: LayerStatistics, kept: Tensor, ridge: float, curvature: Loss | None
+    ) -> None:
         h = layer.second_moments(centred=layer.shifts)
+        w = layer.weight if curvature is None else layer.weighed(curvature) / 2**0.5
+        self.total = float(((w @ h) * w).sum())
         self.a = ridged(h, ridge)
-        self.c = self.a @ layer.weight.T
-        # Errors count relative to all that the layer puts out, as in obs.
-        self.c *= float((layer.weight.T * (h @ layer.weight.T)).sum()) ** -0.5
+        self.c = self.a @ w.T
+        if curvature is None:  # errors count relative to all that the layer puts out, as in obs
+            self.c *= self.total**-0.5
+            self.total = 1.0
         self.variables = layer.variables
         inside = torch.ones(len(h), dtype=torch.bool)
         inside[layer.variables[~kept].flatten()] = False

@@ -137,6 +137,21 @@ def test_top_k_excluded_and_start():
     assert torch.equal(ids[:, :2], starts)
 
 
+@pytest.mark.parametrize("start", [None, 9])
+def test_a_prompt_is_read_and_not_shown(start):
+    model, prompt = Sums(), torch.tensor([3, 1, 4])
+    options = {"length": 7, "prompt": prompt, "batch_size": 4}
+    (ids,) = generated_tokens(model, EXAMPLE, 12, start=start, **options).args
+    assert ids.shape == (12, 7)
+    shown = prompt if start is None else torch.tensor([3, 1, 4, start])
+    (whole,) = generated_tokens(model, EXAMPLE, 12, length=10, start=shown).args
+    assert torch.equal(ids, whole[:, 3:])
+    masked = {"input_ids": EXAMPLE, "attention_mask": torch.ones_like(EXAMPLE)}
+    found = generated_tokens(model, masked, 12, start=start, **options)
+    assert torch.equal(found.kwargs["input_ids"], ids)
+    assert torch.equal(found.kwargs["attention_mask"], torch.ones_like(ids))
+
+
 def test_the_cache_changes_the_cost_alone():
     model = _llama()
     example = {"input_ids": torch.ones(1, 6, dtype=torch.int64),
@@ -246,6 +261,12 @@ class _Broken(Chain):
         (lambda: generated_tokens(Chain(), EXAMPLE, 2, temperature=0), ValueError, "temperature"),
         (lambda: generated_tokens(Chain(), EXAMPLE, 2, top_k=0), ValueError, "top_k"),
         (lambda: generated_tokens(Chain(), EXAMPLE, 2, start=6), ValueError, "start"),
+        (lambda: generated_tokens(Chain(), EXAMPLE, 2, prompt=6), ValueError, "prompt"),
+        (
+            lambda: generated_tokens(Chain(), EXAMPLE, 2, prompt=torch.ones(3, 2)),
+            ValueError,
+            "prompt",
+        ),
         (lambda: generated_tokens(_Broken(), EXAMPLE, 2), ValueError, "expected logits"),
     ],
 )

@@ -12,7 +12,7 @@ half precision is somewhat lower.
 from __future__ import annotations
 
 import math
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import carriers
@@ -122,29 +122,28 @@ def _task(name: str, left_whole: str, **options: Any) -> Task:
         order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
         return {"input_ids": others[order[:CALIBRATION]]}
 
-    @cache  # every method is shown the same text
-    def written(seed: int, samples: int = CALIBRATION, start: Tensor | None = None) -> Inputs:
+    def written(seed: int, samples: int, length: int, **options: Any) -> Inputs:
         """No data: text that the model writes itself."""
         return generated_tokens(
-            model, {"input_ids": others[:1]}, samples, length=PIECE, start=start,
-            excluded=range(SPECIAL), seed=seed, show_progress=False,
+            model, {"input_ids": others[:1]}, samples, length=length, seed=seed,
+            excluded=range(SPECIAL), show_progress=False, **options,
         )  # fmt: skip
 
-    def prompted(seed: int, times: int) -> Inputs:
-        """No data but one line that says what kind of text is wanted; more pieces."""
-        return written(seed, times * CALIBRATION, heading)
+    @cache  # every method is shown the same text
+    def alone(seed: int) -> Inputs:
+        return written(seed, CALIBRATION, PIECE)
+
+    @cache
+    def prompted(seed: int) -> Inputs:
+        """No data but one line that says what kind of text is wanted."""
+        return written(seed, 2 * CALIBRATION, PIECE, prompt=heading)
 
     return Task(
         name,
         model,
         {"input_ids": others[:1]},
         lambda network: perplexity(network, held_out),
-        {
-            "wikipedia": real,
-            "self-written": written,
-            "prompted": partial(prompted, times=2),
-            "prompted at length": partial(prompted, times=4),
-        },
+        {"wikipedia": real, "self-written": alone, "prompted": prompted},
         ignored_layers=tuple(f"model.layers.{i}.{left_whole}" for i in range(BLOCKS)),
         options={"batch_size": 32, "compensation_ridge": 5e-2, **options},
         metric="perplexity",

@@ -69,6 +69,7 @@ def generated_tokens(
     temperature: float = 1.0,
     top_k: int | None = None,
     start: int | Tensor | None = None,
+    prompt: int | Tensor | None = None,
     excluded: Iterable[int] = (),
     batch_size: int = 64,
     seed: int = 0,
@@ -97,6 +98,8 @@ def generated_tokens(
             diverse.
         top_k: draw from the k most probable tokens only.
         start: token id, or ids ``[P]`` or ``[samples, P]``, that the sequences begin with.
+        prompt: the same, of what stands above the text and says what kind is wanted. It is no part
+            of the sequences: a beginning that all share would count for too much.
         excluded: ids that are never drawn.
         batch_size: sequences written at a time.
         seed: equal seeds give equal text, for any ``batch_size`` up to rounding of the logits.
@@ -104,8 +107,8 @@ def generated_tokens(
 
     Raises:
         ValueError: as for :func:`uniform_tokens`; the model does not predict next tokens;
-            ``temperature``, ``top_k``, ``start`` or ``batch_size`` out of range; logits that are
-            not finite.
+            ``temperature``, ``top_k``, ``start``, ``prompt`` or ``batch_size`` out of range; logits
+            that are not finite.
         TypeError: as for :func:`uniform_tokens`.
     """
     where = "generated_tokens"
@@ -123,7 +126,16 @@ def generated_tokens(
             f"token that depend on the tokens before alone; use uniform_tokens, or give data"
         )
     generator = torch.Generator().manual_seed(seed)
-    first = _starts(where, start, allowed, samples, length, found.vocabulary, generator)
+    first, hidden = torch.empty(samples, 0, dtype=torch.int64), 0
+    if prompt is not None:
+        first = _given(where, "prompt", prompt, samples, None, found.vocabulary)
+        hidden = first.shape[1]
+    if start is not None:
+        begun = _given(where, "start", start, samples, length, found.vocabulary)
+        first = torch.cat([first, begun], 1)
+    elif prompt is None:
+        first = _spread(allowed, samples, generator)
+    length += hidden
     # One number per token, drawn ahead: the text does not depend on the size of the batches.
     chances = torch.rand(samples, length, generator=generator, dtype=torch.float64)
     barred = torch.ones(found.vocabulary, dtype=torch.bool)
@@ -140,7 +152,7 @@ def generated_tokens(
                 reader = _Reader(model, found)
             logits = reader.logits(written[rows, :position])
             written[rows, position] = draw(logits, chances[rows, position])
-    return found.filled(where, [written])
+    return found.filled(where, [written[:, hidden:]])
 
 
 def reads_tokens(model: nn.Module, example_inputs: Any) -> bool:
@@ -270,27 +282,27 @@ def _allowed(where: str, vocabulary: int, excluded: Iterable[int]) -> Tensor:
     return torch.tensor([i for i in range(vocabulary) if i not in barred])
 
 
-def _starts(
-    where: str,
-    start: int | Tensor | None,
-    allowed: Tensor,
-    samples: int,
-    length: int,
-    vocabulary: int,
-    generator: torch.Generator,
+def _spread(allowed: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+    """First tokens ``[samples, 1]``, none twice before all have had their turn."""
+    rounds = -(-samples // len(allowed))
+    orders = [torch.randperm(len(allowed), generator=generator) for _ in range(rounds)]
+    return allowed[torch.cat(orders)[:samples]].unsqueeze(1)
+
+
+def _given(
+    where: str, name: str, value: int | Tensor, samples: int, most: int | None, vocabulary: int
 ) -> Tensor:
-    """``[samples, P]``, P at most ``length``."""
-    if start is None:
-        rounds = -(-samples // len(allowed))
-        orders = [torch.randperm(len(allowed), generator=generator) for _ in range(rounds)]
-        return allowed[torch.cat(orders)[:samples]].unsqueeze(1)
-    ids = torch.as_tensor(start).to("cpu", torch.int64)
+    """``[samples, P]`` of token ids that the caller gave, P at most ``most``."""
+    ids = torch.as_tensor(value).to("cpu", torch.int64)
     ids = ids.reshape(1, -1) if ids.dim() < 2 else ids
-    fits = ids.dim() == 2 and len(ids) in (1, samples) and 1 <= ids.shape[1] <= length
+    fits = ids.dim() == 2 and len(ids) in (1, samples) and ids.shape[1] >= 1
+    if most is not None and ids.shape[-1] > most:
+        fits = False
     if not fits or bool(((ids < 0) | (ids >= vocabulary)).any()):
+        limit = "" if most is None else f", P at most {most}"
         raise ValueError(
-            f"{where}: argument start: expected a token id, [P] or [{samples}, P] of them, P at "
-            f"most {length}, from 0 to {vocabulary - 1}, got {start}"
+            f"{where}: argument {name}: expected a token id, [P] or [{samples}, P] of them{limit}, "
+            f"from 0 to {vocabulary - 1}, got {value}"
         )
     return ids.expand(samples, -1)
 

@@ -26,6 +26,8 @@ _INDEXED = {
     aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
     aten._index_put_impl_.default,
 }  # fmt: skip
+# What torch says without CUDA, without its driver, without a device.
+_NO_GPU = "not linked with support for cuda", "no NVIDIA driver", "No CUDA GPUs"
 
 
 class Far(torch.Tensor):
@@ -54,7 +56,7 @@ class Far(torch.Tensor):
             with torch._C.DisableTorchFunctionSubclass():  # which would make all results Far
                 return func(*args, **kwargs)
         except RuntimeError as error:
-            if "not linked with support for cuda" not in str(error):
+            if not any(text in str(error) for text in _NO_GPU):
                 raise
         # Python's own methods ask for the device before any operator is called.
         checked = _tensors((args, kwargs))

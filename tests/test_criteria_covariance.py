@@ -236,3 +236,26 @@ def test_refinement_mends_a_bad_selection():
         lost[refinement] = _lost(model, x, result.plan.keep["0"])
     assert lost["swaps"] < 0.1 * lost["none"]
     assert lost[by_loss] < 0.1 * lost["none"]
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_what_cannot_be_refined_is_named_and_stays_as_selected(allocation):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(),
+        nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Conv2d(12, 4, 3),
+    )  # fmt: skip
+    x = torch.randn(24, 3, 10, 10)
+    found = {}
+    for refinement in ("none", "swaps"):
+        found[refinement] = infoslice.prune(
+            model, x[:1], data=x, criterion="l2_norm", allocation=allocation, compensation="none",
+            refinement=refinement, show_progress=False,
+        )  # fmt: skip
+    report = found["swaps"].report
+    assert set(report.not_refined) == {"0#2"}  # channels within a group of the second
+    assert "not refined: 0#2: '2' is a Conv2d" in str(report)
+    assert not found["none"].report.not_refined
+    for name in report.not_refined:
+        kept = (f.plan.keep.get(name, torch.empty(0)).tolist() for f in found.values())
+        assert len(set(map(tuple, kept))) == 1

@@ -122,21 +122,21 @@ def _task(name: str, left_whole: str, **options: Any) -> Task:
         order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
         return {"input_ids": others[order[:CALIBRATION]]}
 
-    def written(seed: int, samples: int, length: int, **options: Any) -> Inputs:
+    def written(seed: int, samples: int, prompt: Tensor | None = None) -> Inputs:
         """No data: text that the model writes itself."""
         return generated_tokens(
-            model, {"input_ids": others[:1]}, samples, length=length, seed=seed,
-            excluded=range(SPECIAL), show_progress=False, **options,
+            model, {"input_ids": others[:1]}, samples, length=PIECE, prompt=prompt,
+            excluded=range(SPECIAL), seed=seed, show_progress=False,
         )  # fmt: skip
 
     @cache  # every method is shown the same text
     def alone(seed: int) -> Inputs:
-        return written(seed, CALIBRATION, PIECE)
+        return written(seed, CALIBRATION)
 
     @cache
     def prompted(seed: int) -> Inputs:
         """No data but one line that says what kind of text is wanted."""
-        return written(seed, 2 * CALIBRATION, PIECE, prompt=heading)
+        return written(seed, 2 * CALIBRATION, heading)
 
     return Task(
         name,

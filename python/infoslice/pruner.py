@@ -16,7 +16,7 @@ from infoslice.allocation import sensitivity
 from infoslice.compensation.compensator import Compensation, Compensator
 from infoslice.criteria import CRITERIA, Criterion
 from infoslice.graph import ChannelGraph, ChannelGroup, trace
-from infoslice.group_statistics import GroupStatistics
+from infoslice.group_statistics import GroupStatistics, NotMeasuredError
 from infoslice.measured_network import Injection, MeasuredNetwork, Target
 from infoslice.perturbation import Inputs, Kind, Perturbation, perturb, resolve
 from infoslice.plan_arguments import kept_channels
@@ -115,6 +115,7 @@ def prune(
         refinement: ``"swaps"``: exchange channels of the selection as long as the error of the
             layers that read them falls, see :func:`infoslice.refinement.swaps`; or a function of
             the same arguments, such as ``functools.partial(swaps, curvature="cross_entropy")``.
+            Groups whose readers cannot be measured stay as selected; the report names them.
         compensation: what the layers left do about it; one of the first three, with or without
             the others, or ``"none"``. ``"bias"``: the mean of what was removed goes into the bias
             of the layers that read it. ``"least_squares"``: each of them is refitted to give the
@@ -267,11 +268,15 @@ def prune(
                    max_pruning_ratio=_MOST)  # fmt: skip
     fixed = {name for name, kept in least.items() if len(kept) == len(blank[name])}
     compensator = Compensator(work, compensations, compensation_ridge)
+    not_refined: dict[str, str] = {}
 
     def decide(group: ChannelGroup, keep: Tensor, statistics: GroupStatistics) -> None:
         if refinement == "swaps":
-            with network.on_device():
-                refined = kept_channels(exchange(statistics, keep), "keep", group)
+            try:
+                with network.on_device():
+                    refined = kept_channels(exchange(statistics, keep), "keep", group)
+            except NotMeasuredError as error:
+                not_refined[group.name], refined = str(error), keep
             if len(refined) != len(keep):
                 raise ValueError(
                     f"prune: argument refinement: expected a function that keeps {len(keep)} "
@@ -333,6 +338,7 @@ def prune(
         perturbation=put_in,
         left_whole={**graph.whole, **work.left_whole},
         not_refitted=compensator.not_refitted,
+        not_refined=not_refined,
     )
     if inplace:
         cut.apply(model, inplace=True, optimizer=optimizer)

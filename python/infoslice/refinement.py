@@ -47,6 +47,7 @@ def swaps(
 
     Raises:
         ValueError: an argument out of range.
+        NotMeasuredError: the moments of a layer, or the curvature at it, cannot be had.
     """
     if not ridge > 0:
         raise ValueError(f"swaps: argument ridge: expected > 0, got {ridge}")

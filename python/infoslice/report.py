@@ -50,7 +50,8 @@ class Report:
     """What :func:`infoslice.prune` did.
 
     ``perturbation``: what was put in; ``left_whole``: module path -> why its channels stay;
-    ``not_refitted``: layer -> why its weights are the old ones.
+    ``not_refitted``: layer -> why its weights are the old ones; ``not_refined``: group -> why its
+    selection is that of the criterion alone.
     """
 
     layers: tuple[LayerReport, ...]
@@ -59,6 +60,7 @@ class Report:
     perturbation: str
     left_whole: Mapping[str, str] = field(default_factory=dict)
     not_refitted: Mapping[str, str] = field(default_factory=dict)
+    not_refined: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain Python values, for JSON."""
@@ -91,6 +93,7 @@ class Report:
         for title, listed in (
             ("left whole", self.left_whole),
             ("not refitted", self.not_refitted),
+            ("not refined", self.not_refined),
         ):
             lines.extend(f"{title}: {name or '(model)'}: {why}" for name, why in listed.items())
         return "\n".join(lines)
